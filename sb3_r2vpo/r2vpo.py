@@ -1,0 +1,485 @@
+import difflib
+import inspect
+import io
+import pathlib
+import warnings
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import FloatSchedule, explained_variance
+
+from sb3_r2vpo.arguments import check_bounds, check_integer, check_number, check_schedule, is_number
+from sb3_r2vpo.dual import DualVariable, parse_auto
+from sb3_r2vpo.rollouts import minibatch_source
+from sb3_r2vpo.updater import Coefficients, Metrics, Updater, use_fused_adam
+
+SelfR2VPO = TypeVar("SelfR2VPO", bound="R2VPO")
+
+#: A `target_var` schedule that reaches zero or below is held here
+MIN_TARGET_VAR = 1e-8
+
+
+class NonFiniteUpdateError(ValueError):
+    """A loss or gradient was NaN or infinite. The minibatch was skipped, the weights are as good as before it."""
+
+
+class R2VPO(OnPolicyAlgorithm):
+    """
+    Ratio-Variance Regularized Policy Optimization (R2VPO)
+
+    PPO with a constraint on the variance of the policy ratio in the place of the clip:
+    ``max E[ρ Â]`` subject to ``V = E[(ρ − 1)²] <= target_var``, by the Lagrangian
+    ``E[ρ Â] − var_coef · (V − target_var)``. As V is about twice the KL divergence, ``target_var``
+    is about twice the KL divergence that a rollout's updates may cause.
+
+    Paper: https://arxiv.org/abs/2605.26784
+    Code: the rollouts, the losses other than the policy's, and the arguments are those of SB3's PPO.
+
+    Every argument not about the variance has PPO's meaning and default. Arguments after ``gae_lambda``
+    are keyword-only, so that no positional ``clip_range`` of a PPO script is taken for something else.
+
+    :param policy: The policy model to use (MlpPolicy, CnnPolicy, ...)
+    :param env: The environment to learn from (if registered in Gym, can be str)
+    :param learning_rate: The learning rate, it can be a function
+        of the current progress remaining (from 1 to 0)
+    :param n_steps: The number of steps to run for each environment per update
+        (i.e. rollout buffer size is n_steps * n_envs where n_envs is number of environment copies running in parallel)
+        NOTE: n_steps * n_envs must be greater than 1 (because of the advantage normalization)
+    :param batch_size: Minibatch size
+    :param n_epochs: Number of epoch when optimizing the surrogate loss
+    :param gamma: Discount factor
+    :param gae_lambda: Factor for trade-off of bias vs variance for Generalized Advantage Estimator
+    :param var_coef: The dual variable λ, the coefficient of the ratio variance. A float or a function of the current
+        progress remaining (from 1 to 0) fixes it (the paper's choice on robotics; negative values of a schedule count
+        as zero, the last rollout can pass the end of training). ``"auto"`` learns it, ``"auto_5.0"`` learns it from
+        that start. A sample rests at ``ρ = 1 + Â / (2 var_coef)``.
+    :param target_var: The bound δ on the ratio variance that a learned ``var_coef`` holds. It can be a function of
+        the current progress remaining, held at a small positive value where it reaches zero.
+        The V that feeds the dual ascent is that of each minibatch before its gradient step. It starts at zero in every
+        rollout, so its average over the rollout meets the target (``train/ratio_variance``)
+        and the final one lies above (``train/ratio_variance_last_epoch``).
+    :param dual_lr: Step of the dual ascent of a learned ``var_coef``, per gradient step:
+        ``λ ← λ · exp(dual_lr · clip(V/δ − 1, −1, 5))``
+    :param var_coef_bounds: Smallest and largest value of a learned ``var_coef``. They do not bind a fixed one.
+    :param clip_range_vf: Clipping parameter for the value function,
+        it can be a function of the current progress remaining (from 1 to 0).
+        If None is passed (default), no clipping will be done on the value function.
+        IMPORTANT: this clipping depends on the reward scaling.
+    :param normalize_advantage: Whether to normalize or not the advantage
+    :param ent_coef: Entropy coefficient for the loss calculation
+    :param vf_coef: Value function coefficient for the loss calculation
+    :param max_grad_norm: The maximum value for the gradient clipping
+    :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
+        instead of action noise exploration (default: False)
+    :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
+        Default: -1 (only sample at the beginning of the rollout)
+    :param rollout_buffer_class: Rollout buffer class to use. If ``None``, it will be automatically selected.
+    :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation
+    :param target_kl: Stop the updates of a rollout at the first minibatch whose KL divergence is above
+        1.5 times this, before its gradient step. By default, there is no limit on the kl div.
+    :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
+        the reported success rate, mean episode length, and mean reward over
+    :param tensorboard_log: the log location for tensorboard (if None, no logging)
+    :param policy_kwargs: additional arguments to be passed to the policy on creation
+    :param verbose: Verbosity level: 0 for no output, 1 for info messages (such as device or wrappers used), 2 for
+        debug messages
+    :param seed: Seed for the pseudo random generators
+    :param device: Device (cpu, cuda, ...) on which the code should be run.
+        Setting it to auto, the code will be run on the GPU if possible.
+    :param clip_range: Not an argument of R2VPO: here to tell who passes it what to pass instead
+    :param _init_setup_model: Whether or not to build the network at the creation of the instance
+    :raises ValueError: When an argument is out of its range
+    :raises TypeError: When ``clip_range`` is passed
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": ActorCriticPolicy,
+        "CnnPolicy": ActorCriticCnnPolicy,
+        "MultiInputPolicy": MultiInputActorCriticPolicy,
+    }
+    dual: DualVariable
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 3e-4,
+        n_steps: int = 2048,
+        batch_size: int = 64,
+        n_epochs: int = 10,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        *,
+        var_coef: float | str | Schedule = "auto_2.0",
+        target_var: float | Schedule = 0.02,
+        dual_lr: float = 0.02,
+        var_coef_bounds: tuple[float, float] = (2.0, 100.0),
+        clip_range_vf: float | Schedule | None = None,
+        normalize_advantage: bool = True,
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.5,
+        max_grad_norm: float = 0.5,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        target_kl: float | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        clip_range: None = None,
+        _init_setup_model: bool = True,
+    ):
+        _reject_clip_range(clip_range)
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            rollout_buffer_class=rollout_buffer_class,
+            rollout_buffer_kwargs=rollout_buffer_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            device=device,
+            seed=seed,
+            _init_setup_model=False,
+            supported_action_spaces=(
+                spaces.Box,
+                spaces.Discrete,
+                spaces.MultiDiscrete,
+                spaces.MultiBinary,
+            ),
+        )
+        self.batch_size = batch_size
+        self.n_epochs = n_epochs
+        self.var_coef = var_coef
+        self.target_var = target_var
+        self.dual_lr = dual_lr
+        self.var_coef_bounds = var_coef_bounds
+        self.clip_range_vf = clip_range_vf
+        self.normalize_advantage = normalize_advantage
+        self.target_kl = target_kl
+
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_model(self) -> None:
+        # Not in the constructor: `load` writes its arguments over the constructor's and then comes here
+        self._check_arguments()
+        super()._setup_model()
+
+        # Initialize schedules
+        self.target_var = FloatSchedule(self.target_var)
+        if not isinstance(self.var_coef, str):
+            self.var_coef = FloatSchedule(self.var_coef)
+        if self.clip_range_vf is not None:
+            self.clip_range_vf = FloatSchedule(self.clip_range_vf)
+
+        self._setup_dual()
+        use_fused_adam(self.policy.optimizer)
+
+    def _setup_dual(self) -> None:
+        """Create the dual variable at its initial value; it exists for a fixed ``var_coef`` too."""
+        if isinstance(self.var_coef, str):
+            learned, initial_value = True, parse_auto(self.var_coef, self.var_coef_bounds)
+        else:
+            learned, initial_value = False, self.var_coef(1.0)  # type: ignore[operator]
+        self.dual = DualVariable(initial_value, learned, self.dual_lr, self.var_coef_bounds).to(self.device)
+
+    def _maybe_recommend_cpu(self, mlp_class_name: str = "ActorCriticPolicy") -> None:
+        """R2VPO keeps the rollout and its metrics on the GPU during the update, so it does not advise against it."""
+
+    def _check_arguments(self) -> None:
+        """
+        :raises ValueError: When an argument is out of its range, naming it, its value and what is allowed
+        """
+        positive, not_negative = lambda x: x > 0, lambda x: x >= 0  # noqa: E731
+        check_schedule("learning_rate", self.learning_rate, "a number >= 0", not_negative)
+        check_integer("n_steps", self.n_steps, minimum=1)
+        check_integer("batch_size", self.batch_size, minimum=1)
+        check_integer("n_epochs", self.n_epochs, minimum=1)
+        check_number("gamma", self.gamma, "a number from 0 to 1", lambda x: 0 <= x <= 1)
+        check_number("gae_lambda", self.gae_lambda, "a number from 0 to 1", lambda x: 0 <= x <= 1)
+        check_bounds("var_coef_bounds", self.var_coef_bounds)
+        if isinstance(self.var_coef, str):
+            parse_auto(self.var_coef, self.var_coef_bounds)
+        else:
+            check_schedule("var_coef", self.var_coef, "a number >= 0, 'auto' or 'auto_<initial value>'", not_negative)
+        check_schedule("target_var", self.target_var, "a number > 0", positive)
+        check_number("dual_lr", self.dual_lr, "a number > 0", positive)
+        if self.clip_range_vf is not None:
+            check_schedule("clip_range_vf", self.clip_range_vf, "None (no clipping) or a number > 0", positive)
+        check_number("ent_coef", self.ent_coef, "a finite number")
+        check_number("vf_coef", self.vf_coef, "a number >= 0", not_negative)
+        check_number("max_grad_norm", self.max_grad_norm, "a number > 0", positive)
+        if self.target_kl is not None:
+            check_number("target_kl", self.target_kl, "None (no early stopping) or a number > 0", positive)
+        if self.normalize_advantage:
+            self._check_normalizable()
+        self._warn_of_truncated_minibatch()
+
+    def _check_normalizable(self) -> None:
+        if self.batch_size == 1:
+            raise ValueError(
+                "`batch_size` is 1: it must be greater than 1 to normalize the advantages, "
+                "or pass `normalize_advantage=False`"
+            )
+        if self.n_steps * self.n_envs == 1:
+            raise ValueError(
+                f"`n_steps * n_envs` is 1 (n_steps={self.n_steps} and n_envs={self.n_envs}): it must be greater than 1 "
+                "to normalize the advantages, or pass `normalize_advantage=False`"
+            )
+
+    def _warn_of_truncated_minibatch(self) -> None:
+        buffer_size = self.n_steps * self.n_envs
+        if buffer_size % self.batch_size > 0:
+            warnings.warn(
+                f"You have specified a mini-batch size of {self.batch_size},"
+                f" but because the `RolloutBuffer` is of size `n_steps * n_envs = {buffer_size}`,"
+                f" after every {buffer_size // self.batch_size} untruncated mini-batches,"
+                f" there will be a truncated mini-batch of size {buffer_size % self.batch_size}\n"
+                f"We recommend using a `batch_size` that is a factor of `n_steps * n_envs`.\n"
+                f"Info: (n_steps={self.n_steps} and n_envs={self.n_envs})"
+            )
+
+    def train(self) -> None:
+        """
+        Update policy and dual variable using the currently gathered rollout buffer.
+
+        :raises NonFiniteUpdateError: After the update, when a minibatch had to be skipped
+        """
+        # Switch to train mode (this affects batch norm / dropout)
+        self.policy.set_training_mode(True)
+        # Update optimizer learning rate
+        self._update_learning_rate(self.policy.optimizer)
+        if not self.dual.learned:
+            self.dual.set(max(self._current_value("var_coef"), 0.0))
+        update = Updater(self.policy, self.dual, self._current_coefficients())
+        # The rollout goes to the device once, the metrics stay there until all epochs are done
+        minibatches = minibatch_source(self.rollout_buffer)
+        metrics: list[list[Metrics]] = []
+
+        continue_training = True
+        # train for n_epochs epochs
+        for epoch in range(self.n_epochs):
+            metrics.append([])
+            # Do a complete pass on the rollout buffer
+            for rollout_data in minibatches(self.batch_size):
+                step_metrics = update(rollout_data)
+                metrics[-1].append(step_metrics)
+                if self.target_kl is not None and step_metrics.approx_kl > update.coefficients.max_kl:
+                    continue_training = False
+                    if self.verbose >= 1:
+                        print(f"Early stopping at step {epoch} due to reaching max kl: {step_metrics.approx_kl:.2f}")
+                    break
+            self._n_updates += 1
+            if not continue_training:
+                break
+
+        self._log_update(metrics, update.coefficients)
+
+    def _current_coefficients(self) -> Coefficients:
+        """
+        :return: What the gradient steps of this rollout have in common
+        """
+        return Coefficients(
+            target_var=max(self._current_value("target_var"), MIN_TARGET_VAR),
+            ent_coef=self.ent_coef,
+            vf_coef=self.vf_coef,
+            max_grad_norm=self.max_grad_norm,
+            normalize_advantage=self.normalize_advantage,
+            clip_range_vf=None if self.clip_range_vf is None else self._current_value("clip_range_vf"),
+            max_kl=float("inf") if self.target_kl is None else 1.5 * self.target_kl,
+        )
+
+    def _current_value(self, name: str) -> float:
+        """
+        :param name: An argument that is a schedule
+        :return: Its value at the current progress
+        :raises ValueError: When the schedule gives no finite number
+        """
+        value = getattr(self, name)(self._current_progress_remaining)
+        if not is_number(value):
+            raise ValueError(
+                f"`{name}` is a schedule that gives {value} at a remaining progress of "
+                f"{self._current_progress_remaining:.4f}: its values must be finite"
+            )
+        return value
+
+    def _log_update(self, metrics: list[list[Metrics]], coefficients: Coefficients) -> None:
+        """
+        Read the metrics back from the device, once, and log them.
+
+        :param metrics: The metrics of each gradient step, by epoch
+        :param coefficients: What the gradient steps had in common
+        :raises NonFiniteUpdateError: When a minibatch had to be skipped
+        """
+        steps = th.stack([th.stack(step) for epoch in metrics for step in epoch]).cpu().numpy()
+        self._check_finite(steps)
+        every = Metrics(*steps.T)
+        last_epoch = Metrics(*steps[-len(metrics[-1]) :].T)
+        explained_var = explained_variance(self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten())
+
+        self.logger.record("train/entropy_loss", np.mean(every.entropy_loss))
+        self.logger.record("train/policy_gradient_loss", np.mean(every.policy_gradient_loss))
+        self.logger.record("train/value_loss", np.mean(every.value_loss))
+        self.logger.record("train/approx_kl", np.mean(last_epoch.approx_kl))
+        self.logger.record("train/ratio_variance", np.mean(every.ratio_variance))
+        self.logger.record("train/ratio_variance_last_epoch", np.mean(last_epoch.ratio_variance))
+        self.logger.record("train/ratio_max", np.max(every.ratio_max))
+        self.logger.record("train/var_coef", self.dual.value.item())
+        self.logger.record("train/loss", every.loss[-1])
+        self.logger.record("train/explained_variance", explained_var)
+        if hasattr(self.policy, "log_std"):
+            self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
+
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        if coefficients.clip_range_vf is not None:
+            self.logger.record("train/clip_range_vf", coefficients.clip_range_vf)
+
+    def _check_finite(self, steps: np.ndarray) -> None:
+        """
+        :param steps: Metrics, of shape (n_gradient_steps, n_metrics)
+        :raises NonFiniteUpdateError: When a loss or gradient was not finite
+        """
+        finite = np.isfinite(steps)
+        skipped = np.flatnonzero(~(Metrics(*finite.T).loss & Metrics(*finite.T).gradient_norm))
+        if len(skipped) == 0:
+            return
+        buffer = self.rollout_buffer
+        arrays = {"rewards": buffer.rewards, "returns": buffer.returns, "values": buffer.values, "actions": buffer.actions}
+        observations = buffer.observations if isinstance(buffer.observations, dict) else {"observations": buffer.observations}
+        in_rollout = [name for name, array in {**observations, **arrays}.items() if not np.isfinite(array).all()]
+        in_step = [name.replace("_", " ") for name, ok in zip(Metrics._fields, finite[skipped[0]], strict=True) if not ok]
+        raise NonFiniteUpdateError(
+            f"{' and '.join(in_step)} not finite in gradient step {skipped[0] + 1} of {len(steps)} "
+            f"after {self.num_timesteps} timesteps ({len(skipped)} such steps). "
+            f"Not finite in the rollout: {', '.join(in_rollout) or 'nothing'}. "
+            "Those steps were skipped, weights, optimizer state and `var_coef` are finite. "
+            + (
+                "Look for the source in the environment, e.g. with VecCheckNan."
+                if in_rollout
+                else "Try a lower `learning_rate`, a lower `max_grad_norm` or a lower `target_var`."
+            )
+        )
+
+    def learn(
+        self: SelfR2VPO,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "R2VPO",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfR2VPO:
+        return super().learn(
+            total_timesteps=total_timesteps,
+            callback=callback,
+            log_interval=log_interval,
+            tb_log_name=tb_log_name,
+            reset_num_timesteps=reset_num_timesteps,
+            progress_bar=progress_bar,
+        )
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        state_dicts, variables = super()._get_torch_save_params()
+        return [*state_dicts, "dual"], variables
+
+    def set_parameters(
+        self,
+        load_path_or_dict: str | dict[str, Any],
+        exact_match: bool = True,
+        device: th.device | str = "auto",
+    ) -> None:
+        """
+        Load parameters from a zip-file or a nested dictionary, as in SB3. With ``exact_match=False`` those of a
+        trained PPO model fit too: policy and optimizer state are taken over, λ stays as it is.
+
+        :param load_path_or_dict: Location of the saved data (path or file-like, see ``save``), or a nested
+            dictionary containing nn.Module parameters used by the policy.
+        :param exact_match: If True, the given parameters should include parameters for each
+            module and each of their parameters, otherwise raises an Exception.
+        :param device: Device on which the code should run.
+        :raises ValueError: When the parameters do not match
+        """
+        if not isinstance(load_path_or_dict, dict):
+            _, load_path_or_dict, _ = load_from_zip_file(load_path_or_dict, device=device, load_data=False)
+        if exact_match and "dual" not in load_path_or_dict:
+            raise ValueError(
+                f"The parameters to load hold {sorted(load_path_or_dict)} but no 'dual', so they are not those of R2VPO. "
+                "To start from a trained PPO model: `R2VPO(policy, env).set_parameters(path, exact_match=False)`"
+            )
+        super().set_parameters(load_path_or_dict, exact_match=exact_match, device=device)
+        use_fused_adam(self.policy.optimizer)
+
+    @classmethod
+    def load(
+        cls: type[SelfR2VPO],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfR2VPO:
+        """
+        Load the model from a zip-file, as in SB3. λ is part of the model and continues where it was, unless
+        ``var_coef`` is passed, which then counts like at construction.
+
+        :param path: path to the file (or a file-like) where to load the agent from
+        :param env: the new environment to run the loaded model on
+            (can be None if you only need prediction from a trained model) has priority over any saved environment
+        :param device: Device on which the code should run.
+        :param custom_objects: Dictionary of objects to replace upon loading.
+        :param print_system_info: Whether to print system info from the saved model
+            and the current system info (useful to debug loading issues)
+        :param force_reset: Force call to ``reset()`` before training to avoid unexpected behavior.
+        :param kwargs: arguments of the constructor, to change the model when loading
+        :return: new model instance with loaded parameters
+        :raises TypeError: When a keyword argument is not one of the constructor's
+        :raises ValueError: When an argument is out of its range, or the file was not saved by R2VPO
+        """
+        _reject_clip_range(kwargs.pop("clip_range", None))
+        _reject_unknown_arguments(cls, kwargs)
+        model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        if "var_coef" in {**(custom_objects or {}), **kwargs}:
+            model._setup_dual()
+        return model
+
+
+def _reject_clip_range(clip_range: Any) -> None:
+    if clip_range is not None:
+        raise TypeError(
+            f"`clip_range` is {clip_range!r}, but R2VPO has no clipping: remove it. The size of an update is set by "
+            "`target_var` (bound on the ratio variance, about twice the KL divergence) "
+            "and `var_coef` (weight of the ratio variance)"
+        )
+
+
+def _reject_unknown_arguments(cls: type, kwargs: dict[str, Any]) -> None:
+    """SB3 would write a misspelt argument of ``load`` into the model and go on."""
+    known = {name for base in cls.__mro__ for name in inspect.signature(base.__init__).parameters}  # type: ignore[misc]
+    for name in kwargs.keys() - known:
+        similar = difflib.get_close_matches(name, known, n=1)
+        suggestion = f", did you mean `{similar[0]}`?" if similar else ""
+        raise TypeError(f"`{name}` is not an argument of {cls.__name__}{suggestion}")

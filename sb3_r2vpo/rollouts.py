@@ -1,0 +1,84 @@
+"""From SB3's rollout buffer to minibatches on the device, uploaded once per rollout."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, RolloutBufferSamples
+
+Samples = RolloutBufferSamples | DictRolloutBufferSamples
+
+
+def minibatch_source(buffer: RolloutBuffer) -> Callable[[int], Iterator[Samples]]:
+    """
+    What yields one epoch of minibatches at each call with a batch size. Equal to ``buffer.get`` up to where the
+    data lie: SB3's own buffers are uploaded once, here; a buffer class that overrides ``get`` is asked for its own.
+
+    :param buffer: A full rollout buffer
+    :return: A function from the minibatch size to the epoch's minibatches
+    """
+    if not yields_plain_minibatches(buffer):
+        return buffer.get
+    return partial(shuffled_minibatches, upload(buffer))
+
+
+def yields_plain_minibatches(buffer: RolloutBuffer) -> bool:
+    """
+    :param buffer: A rollout buffer
+    :return: Whether its minibatches are made by SB3's own code
+    """
+    return any(
+        type(buffer).get is plain.get and type(buffer)._get_samples is plain._get_samples
+        for plain in (RolloutBuffer, DictRolloutBuffer)
+    )
+
+
+def upload(buffer: RolloutBuffer) -> Samples:
+    """
+    The whole rollout as tensors on the buffer's device, in the order and types of ``RolloutBuffer.get``.
+    The buffer is left untouched.
+
+    :param buffer: A full rollout buffer
+    :return: Samples with leading dimension ``buffer_size * n_envs``
+    """
+
+    def flat(array: np.ndarray) -> th.Tensor:
+        # `get` may already have flattened the buffer in place
+        array = array if buffer.generator_ready else buffer.swap_and_flatten(array)
+        return buffer.to_torch(array)
+
+    actions = flat(buffer.actions.astype(np.float32, copy=False))
+    scalars = (flat(array).flatten() for array in (buffer.values, buffer.log_probs, buffer.advantages, buffer.returns))
+    if isinstance(buffer, DictRolloutBuffer):
+        observations = {key: flat(obs) for key, obs in buffer.observations.items()}
+        return DictRolloutBufferSamples(observations, actions, *scalars)
+    return RolloutBufferSamples(flat(buffer.observations), actions, *scalars)
+
+
+def shuffled_minibatches(samples: Samples, batch_size: int) -> Iterator[Samples]:
+    """
+    One epoch over the samples, in the order of one ``np.random.permutation`` as in ``RolloutBuffer.get``.
+
+    :param samples: The whole rollout
+    :param batch_size: Minibatch size, the last minibatch may be smaller
+    :return: Minibatches
+    """
+    n_samples = len(samples.actions)
+    permutation = th.as_tensor(np.random.permutation(n_samples), device=samples.actions.device)
+    shuffled = index(samples, permutation)
+    for start in range(0, n_samples, batch_size):
+        yield index(shuffled, slice(start, start + batch_size))
+
+
+def index(samples: Samples, indices: th.Tensor | slice) -> Samples:
+    """
+    :param samples: Samples
+    :param indices: What to take along the first dimension
+    :return: The samples at the indices
+    """
+    observations, *rest = samples
+    if isinstance(observations, dict):
+        return DictRolloutBufferSamples({key: obs[indices] for key, obs in observations.items()}, *(x[indices] for x in rest))
+    return RolloutBufferSamples(observations[indices], *(x[indices] for x in rest))

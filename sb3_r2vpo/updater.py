@@ -1,0 +1,163 @@
+"""One gradient step of R2VPO on one minibatch."""
+
+import math
+from typing import NamedTuple
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from sb3_r2vpo import objective
+from sb3_r2vpo.dual import DualVariable
+from sb3_r2vpo.rollouts import Samples
+
+
+class Coefficients(NamedTuple):
+    """
+    What a gradient step needs besides the minibatch; constant over one rollout.
+
+    :param target_var: The bound δ on the ratio variance
+    :param ent_coef: Weight of the entropy loss
+    :param vf_coef: Weight of the value loss
+    :param max_grad_norm: Global gradient norm above which the gradient is scaled down
+    :param normalize_advantage: Whether to normalize the advantages of the minibatch
+    :param clip_range_vf: How far a value may move from its old one (no limit when ``None``)
+    :param max_kl: A minibatch whose approximate KL divergence is above is not stepped on
+    """
+
+    target_var: float
+    ent_coef: float
+    vf_coef: float
+    max_grad_norm: float
+    normalize_advantage: bool = True
+    clip_range_vf: float | None = None
+    max_kl: float = math.inf
+
+
+class Metrics(NamedTuple):
+    """Scalar tensors that a gradient step leaves on the device. The losses are minimized, as in SB3."""
+
+    loss: th.Tensor
+    policy_gradient_loss: th.Tensor
+    value_loss: th.Tensor
+    entropy_loss: th.Tensor
+    gradient_norm: th.Tensor
+    approx_kl: th.Tensor
+    ratio_variance: th.Tensor
+    ratio_max: th.Tensor
+
+
+class Updater:
+    """
+    Ascends the Lagrangian in the policy's weights and in λ, one minibatch at a call.
+
+    Decides on the device whether to take the step: a minibatch with a non-finite loss or gradient, or with too
+    large a KL divergence, changes neither weights nor optimizer state nor λ. Its metrics tell.
+
+    :param policy: The policy, with its optimizer
+    :param dual: The dual variable λ
+    :param coefficients: Everything else, constant over one rollout
+    """
+
+    def __init__(self, policy: ActorCriticPolicy, dual: DualVariable, coefficients: Coefficients) -> None:
+        self.policy = policy
+        self.dual = dual
+        self.coefficients = coefficients
+
+    def __call__(self, batch: Samples) -> Metrics:
+        """
+        :param batch: A minibatch
+        :return: The metrics before the step
+        """
+        loss, metrics = self.evaluate(batch)
+        self.policy.optimizer.zero_grad()
+        loss.backward()
+        gradient_norm = th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.coefficients.max_grad_norm)
+        accept = th.isfinite(loss) & th.isfinite(gradient_norm) & (metrics.approx_kl <= self.coefficients.max_kl)
+        step_if(self.policy.optimizer, accept)
+        self.dual.ascend(metrics.ratio_variance, self.coefficients.target_var, accept)
+        return metrics._replace(gradient_norm=gradient_norm)
+
+    def evaluate(self, batch: Samples) -> tuple[th.Tensor, Metrics]:
+        """
+        :param batch: A minibatch
+        :return: The loss, still to be differentiated, and the metrics (gradient norm not yet known)
+        """
+        c = self.coefficients
+        values, log_prob, entropy = evaluate_actions(self.policy, batch)
+        advantages = objective.normalize(batch.advantages) if c.normalize_advantage else batch.advantages
+
+        log_ratio = log_prob - batch.old_log_prob
+        ratio = objective.policy_ratio(log_ratio)
+        surrogate = objective.surrogate(ratio, advantages)
+        variance = objective.ratio_variance(ratio)
+        lagrangian = objective.lagrangian(surrogate, variance, self.dual.value, c.target_var)
+
+        value_loss = objective.value_loss(values.flatten(), batch.old_values, batch.returns, c.clip_range_vf)
+        entropy_loss = objective.entropy_loss(entropy, log_prob)
+        loss = -lagrangian + c.ent_coef * entropy_loss + c.vf_coef * value_loss
+
+        metrics = Metrics(
+            loss=loss,
+            policy_gradient_loss=-surrogate,
+            value_loss=value_loss,
+            entropy_loss=entropy_loss,
+            gradient_norm=th.zeros_like(loss),
+            approx_kl=objective.approx_kl(log_ratio, ratio),
+            ratio_variance=variance,
+            ratio_max=ratio.max(),
+        )
+        return loss, Metrics(*(metric.detach() for metric in metrics))
+
+
+def evaluate_actions(policy: ActorCriticPolicy, batch: Samples) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
+    """
+    :param policy: The current policy
+    :param batch: Samples of any policy
+    :return: Values of the observations, log-probabilities of the actions, and entropies (``None`` without closed form)
+    """
+    actions = batch.actions
+    if isinstance(policy.action_space, spaces.Discrete):
+        # Convert discrete action from float to long
+        actions = actions.long().flatten()
+    return policy.evaluate_actions(batch.observations, actions)  # type: ignore[arg-type]
+
+
+def use_fused_adam(optimizer: th.optim.Optimizer) -> None:
+    """
+    Let Adam run as one fused kernel where torch offers it and the user has not chosen otherwise. To be called again
+    after every ``load_state_dict``, which puts back the flag of whoever saved.
+
+    :param optimizer: The policy's optimizer; any but Adam and AdamW is left alone
+    """
+    if type(optimizer) not in (th.optim.Adam, th.optim.AdamW):
+        return
+    for group in optimizer.param_groups:
+        on_supported_device = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in group["params"])
+        chosen_by_user = group["fused"] is False or any(group[flag] for flag in ("foreach", "capturable", "differentiable"))
+        if chosen_by_user or not on_supported_device:
+            continue
+        group["fused"] = True
+        for param in group["params"]:
+            state = optimizer.state[param] if param in optimizer.state else {}
+            if "step" in state:
+                # The plain Adam counts on the CPU, the fused one on the parameter's device
+                state["step"] = state["step"].to(param.device, th.float32)
+
+
+def step_if(optimizer: th.optim.Optimizer, accept: th.Tensor) -> None:
+    """
+    Step the optimizer only where ``accept`` holds. Fused optimizers decide on the device, the others wait for it.
+
+    :param optimizer: The policy's optimizer, gradients in place
+    :param accept: Scalar boolean tensor
+    """
+    if all(group.get("fused") for group in optimizer.param_groups):
+        # The switch that torch.amp's GradScaler uses: the kernel does nothing where `found_inf` is one
+        optimizer.found_inf = (~accept).float()  # type: ignore[attr-defined]
+        try:
+            optimizer.step()
+        finally:
+            del optimizer.found_inf  # type: ignore[attr-defined]
+    elif accept:
+        optimizer.step()

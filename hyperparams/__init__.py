@@ -1,0 +1,1 @@
+"""RL Zoo hyperparameters, installed as ``sb3_r2vpo.hyperparams``."""

@@ -5,6 +5,9 @@ from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any
 
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.utils import FloatSchedule
+
 
 def is_number(value: Any) -> bool:
     """
@@ -53,6 +56,14 @@ def check_schedule(name: str, value: Any, allowed: str, condition: Callable[[flo
     first = value(1.0)
     if not (is_number(first) and condition(first)):
         raise ValueError(f"`{name}` is a schedule that starts at {first!r}: its values must be {allowed}")
+
+
+def as_schedule(value: Real | Schedule) -> FloatSchedule:
+    """
+    :param value: A checked number, of numpy's types too, or schedule
+    :return: The same as a schedule
+    """
+    return FloatSchedule(value if callable(value) else float(value))
 
 
 def check_bounds(name: str, value: Any) -> None:

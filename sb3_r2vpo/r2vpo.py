@@ -13,9 +13,9 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import FloatSchedule, explained_variance
+from stable_baselines3.common.utils import explained_variance
 
-from sb3_r2vpo.arguments import check_bounds, check_integer, check_number, check_schedule, is_number
+from sb3_r2vpo.arguments import as_schedule, check_bounds, check_integer, check_number, check_schedule, is_number
 from sb3_r2vpo.dual import DualVariable, parse_auto
 from sb3_r2vpo.rollouts import minibatch_source
 from sb3_r2vpo.updater import Coefficients, Metrics, Updater, use_fused_adam
@@ -188,11 +188,11 @@ class R2VPO(OnPolicyAlgorithm):
         super()._setup_model()
 
         # Initialize schedules
-        self.target_var = FloatSchedule(self.target_var)
+        self.target_var = as_schedule(self.target_var)
         if not isinstance(self.var_coef, str):
-            self.var_coef = FloatSchedule(self.var_coef)
+            self.var_coef = as_schedule(self.var_coef)
         if self.clip_range_vf is not None:
-            self.clip_range_vf = FloatSchedule(self.clip_range_vf)
+            self.clip_range_vf = as_schedule(self.clip_range_vf)
 
         self._setup_dual()
         use_fused_adam(self.policy.optimizer)

@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
+
+from sb3_r2vpo import R2VPO
+
+
+def negative_schedule(progress: float) -> float:
+    return -progress
+
+
+BAD = [
+    ("learning_rate", -1e-3),
+    ("learning_rate", "3e-4"),
+    ("n_steps", 0),
+    ("n_steps", 12.5),
+    ("batch_size", 0),
+    ("batch_size", 1),
+    ("n_epochs", 0),
+    ("n_epochs", True),
+    ("gamma", 1.1),
+    ("gae_lambda", -0.1),
+    ("var_coef", -1.0),
+    ("var_coef", "autoo"),
+    ("var_coef", "auto_1.0"),
+    ("var_coef", float("nan")),
+    ("var_coef", None),
+    ("var_coef", negative_schedule),
+    ("target_var", 0.0),
+    ("target_var", -0.02),
+    ("target_var", float("inf")),
+    ("target_var", "0.02"),
+    ("target_var", negative_schedule),
+    ("dual_lr", 0.0),
+    ("var_coef_bounds", (100.0, 2.0)),
+    ("var_coef_bounds", (0.0, 2.0)),
+    ("var_coef_bounds", (1.0,)),
+    ("var_coef_bounds", 3.0),
+    ("clip_range_vf", 0.0),
+    ("clip_range_vf", -0.2),
+    ("ent_coef", float("nan")),
+    ("vf_coef", -0.5),
+    ("max_grad_norm", 0.0),
+    ("target_kl", 0.0),
+]
+
+
+@pytest.mark.parametrize("name, value", BAD)
+def test_an_argument_out_of_range_is_named_with_its_value(name, value):
+    with pytest.raises(ValueError, match=f"`{name}` is ") as error:
+        R2VPO("MlpPolicy", "CartPole-v1", **{name: value})
+    assert "schedule that starts at" in str(error.value) if callable(value) else repr(value) in str(error.value)
+
+
+def test_one_sample_cannot_be_normalized():
+    with pytest.raises(ValueError, match=r"`n_steps \* n_envs` is 1 .*n_steps=1 and n_envs=1"):
+        R2VPO("MlpPolicy", "CartPole-v1", n_steps=1)
+
+
+def test_clip_range_gets_a_word_of_what_to_use_instead():
+    with pytest.raises(TypeError, match="`clip_range` is 0.2, but R2VPO has no clipping.*`target_var`.*`var_coef`"):
+        R2VPO("MlpPolicy", "CartPole-v1", clip_range=0.2)
+
+
+def test_a_positional_clip_range_is_not_taken_for_something_else():
+    with pytest.raises(TypeError, match="positional"):
+        R2VPO("MlpPolicy", "CartPole-v1", 3e-4, 2048, 64, 10, 0.99, 0.95, 0.2)
+
+
+def test_a_truncated_minibatch_is_announced():
+    with pytest.warns(UserWarning, match="truncated mini-batch of size 4"):
+        R2VPO("MlpPolicy", "CartPole-v1", n_steps=100, batch_size=32)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        dict(learning_rate=0.0),
+        dict(var_coef=0.0),
+        dict(var_coef=200.0),  # the bounds do not bind a fixed coefficient
+        dict(var_coef=np.float32(3.0), target_var=np.float64(0.02), n_steps=np.int64(64)),
+        dict(var_coef="auto"),
+        dict(var_coef="auto_100"),
+        dict(var_coef=LinearSchedule(5.0, 1.0, 0.5), target_var=ConstantSchedule(0.02)),
+        dict(var_coef=FloatSchedule(5.0), clip_range_vf=FloatSchedule(0.2), learning_rate=FloatSchedule(1e-3)),
+        dict(var_coef_bounds=[3.0, 3.0], var_coef="auto_3.0"),
+        dict(batch_size=1, n_steps=1, normalize_advantage=False),
+        dict(ent_coef=-0.01, clip_range=None, target_kl=None),
+    ],
+)
+def test_what_is_allowed(kwargs):
+    R2VPO("MlpPolicy", "CartPole-v1", **kwargs)

@@ -1,0 +1,77 @@
+"""Fixed, scheduled and learned coefficient of the ratio variance, during training."""
+
+import numpy as np
+import pytest
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_r2vpo import R2VPO
+
+
+class LoggedValues(BaseCallback):
+    """Keeps what each update has logged."""
+
+    def __init__(self, *keys):
+        super().__init__()
+        self.keys, self.values = keys, []
+
+    def _on_step(self):
+        return True
+
+    def _keep(self):
+        logged = self.logger.name_to_value
+        if self.keys[0] in logged:
+            self.values.append([logged[key] for key in self.keys])
+
+    # The logger is emptied before `train`, so its values are there when the next rollout starts
+    _on_rollout_start = _keep
+    _on_training_end = _keep
+
+
+def logged_during(keys, n_rollouts, env="CartPole-v1", **kwargs):
+    settings = dict(n_steps=128, batch_size=64, n_epochs=4, seed=0, device="cpu")
+    model = R2VPO("MlpPolicy", env, **{**settings, **kwargs})
+    callback = LoggedValues(*keys)
+    # One step more than fits, so that the last rollout passes the end of training
+    model.learn((n_rollouts - 1) * model.n_steps * model.n_envs + 1, callback=callback)
+    return np.array(callback.values), model
+
+
+def test_a_fixed_coefficient_stays():
+    values, _ = logged_during(["train/var_coef"], 3, var_coef=0.5)
+    assert values.ravel().tolist() == [0.5] * 3
+
+
+def test_a_scheduled_coefficient_follows_and_is_floored_at_zero():
+    values, _ = logged_during(["train/var_coef"], 3, var_coef=lambda progress: 6.0 * progress)
+    total = 2 * 128 + 1
+    assert values.ravel() == pytest.approx([6 * (1 - 128 / total), 6 * (1 - 256 / total), 0.0])
+
+
+def test_a_scheduled_target_is_floored_above_zero():
+    values, model = logged_during(["train/var_coef"], 3, target_var=lambda progress: 0.02 * progress, dual_lr=0.1)
+    assert model._current_progress_remaining < 0
+    assert model._current_coefficients().target_var > 0
+    # Nothing is allowed any more, so the price rises
+    assert np.isfinite(values).all() and values[-1] > values[-2]
+
+
+def test_a_learned_coefficient_holds_the_average_variance_at_the_target():
+    values, _ = logged_during(
+        ["train/ratio_variance"],
+        25,
+        env=VecNormalize(make_vec_env("Pendulum-v1", n_envs=8, seed=0)),
+        n_epochs=10,
+        gamma=0.9,
+        learning_rate=1e-3,
+        target_var=0.03,
+        dual_lr=0.05,
+        var_coef_bounds=(1e-3, 1e3),
+    )
+    assert values[10:].mean() == pytest.approx(0.03, rel=0.1)
+
+
+def test_a_schedule_that_fails_later_is_named():
+    with pytest.raises(ValueError, match="`target_var` is a schedule that gives nan at a remaining progress of 0.0078"):
+        logged_during(["train/var_coef"], 2, target_var=lambda progress: 0.02 if progress > 0.6 else float("nan"))

@@ -58,7 +58,7 @@ def check_schedule(name: str, value: Any, allowed: str, condition: Callable[[flo
         raise ValueError(f"`{name}` is a schedule that starts at {first!r}: its values must be {allowed}")
 
 
-def as_schedule(value: Real | Schedule) -> FloatSchedule:
+def as_schedule(value: float | Schedule) -> FloatSchedule:
     """
     :param value: A checked number, of numpy's types too, or schedule
     :return: The same as a schedule

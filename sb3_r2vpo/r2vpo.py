@@ -212,7 +212,7 @@ class R2VPO(OnPolicyAlgorithm):
         """
         :raises ValueError: When an argument is out of its range, naming it, its value and what is allowed
         """
-        positive, not_negative = lambda x: x > 0, lambda x: x >= 0  # noqa: E731
+        positive, not_negative = (lambda x: x > 0), (lambda x: x >= 0)
         check_schedule("learning_rate", self.learning_rate, "a number >= 0", not_negative)
         check_integer("n_steps", self.n_steps, minimum=1)
         check_integer("batch_size", self.batch_size, minimum=1)

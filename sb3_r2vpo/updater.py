@@ -120,7 +120,7 @@ def evaluate_actions(policy: ActorCriticPolicy, batch: Samples) -> tuple[th.Tens
     if isinstance(policy.action_space, spaces.Discrete):
         # Convert discrete action from float to long
         actions = actions.long().flatten()
-    return policy.evaluate_actions(batch.observations, actions)  # type: ignore[arg-type]
+    return policy.evaluate_actions(batch.observations, actions)
 
 
 def use_fused_adam(optimizer: th.optim.Optimizer) -> None:

@@ -58,7 +58,7 @@ def test_one_sample_cannot_be_normalized():
 
 
 def test_clip_range_gets_a_word_of_what_to_use_instead():
-    with pytest.raises(TypeError, match="`clip_range` is 0.2, but R2VPO has no clipping.*`target_var`.*`var_coef`"):
+    with pytest.raises(TypeError, match=r"`clip_range` is 0\.2, but R2VPO has no clipping.*`target_var`.*`var_coef`"):
         R2VPO("MlpPolicy", "CartPole-v1", clip_range=0.2)
 
 

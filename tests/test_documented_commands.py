@@ -29,7 +29,9 @@ def test_examples(example, tmp_path):
 def test_python_of_the_readme(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     learn = R2VPO.learn
-    monkeypatch.setattr(R2VPO, "learn", lambda self, total_timesteps, **kwargs: learn(self, min(total_timesteps, 64), **kwargs))
+    monkeypatch.setattr(
+        R2VPO, "learn", lambda self, total_timesteps, **kwargs: learn(self, min(total_timesteps, 64), **kwargs)
+    )
     exec(compile(code, "README.md", "exec"), {})
 
 

@@ -73,5 +73,5 @@ def test_a_learned_coefficient_holds_the_average_variance_at_the_target():
 
 
 def test_a_schedule_that_fails_later_is_named():
-    with pytest.raises(ValueError, match="`target_var` is a schedule that gives nan at a remaining progress of 0.0078"):
+    with pytest.raises(ValueError, match=r"`target_var` is a schedule that gives nan at a remaining progress of 0\.0078"):
         logged_during(["train/var_coef"], 2, target_var=lambda progress: 0.02 if progress > 0.6 else float("nan"))

@@ -33,4 +33,4 @@ def register() -> None:
     ALGOS[ALGO] = R2VPO
     # Each command binds the class in its own module
     for module in (rl_zoo3.train, rl_zoo3.enjoy):
-        module.ExperimentManager = R2VPOExperimentManager  # type: ignore[misc]
+        setattr(module, "ExperimentManager", R2VPOExperimentManager)  # noqa: B010

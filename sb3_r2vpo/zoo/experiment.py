@@ -1,3 +1,4 @@
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ class R2VPOExperimentManager(ExperimentManager):
     learning curve and says where everything is.
     """
 
-    def __init__(self, args: Any, algo: str, *pos_args: Any, config: str | None = None, **kwargs: Any) -> None:
-        if algo == ALGO and config is None:
-            config = str(hyperparameter_file())
-        super().__init__(args, algo, *pos_args, config=config, **kwargs)
+    def __init__(self, args: argparse.Namespace, algo: str, *other_args: Any, **kwargs: Any) -> None:
+        if algo == ALGO and kwargs.get("config") is None:
+            kwargs["config"] = str(hyperparameter_file())
+        super().__init__(args, algo, *other_args, **kwargs)
 
     def save_trained_model(self, model: BaseAlgorithm) -> None:
         """

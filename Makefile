@@ -1,0 +1,52 @@
+# The two commands to know: `make train` and `make test`. Both build the virtual environment if need be.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+# make train ENV=Hopper-v5 STEPS=1000000 SEED=1
+ENV ?= HalfCheetah-v5
+STEPS ?= 1000000
+SEED ?= 0
+LOGS ?= logs
+
+SOURCES = sb3_r2vpo hyperparams tests examples benchmarks
+
+.PHONY: install train test test-slow test-cuda check format bench-learning clean
+
+install: $(VENV)/installed
+
+$(VENV)/installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[mujoco,zoo,tests]"
+	touch $@
+
+train: install
+	$(BIN)/r2vpo train --env $(ENV) --n-timesteps $(STEPS) --seed $(SEED) --num-threads 1 \
+		--progress --verbose 0 --log-folder $(LOGS) --tensorboard-log $(LOGS)/tensorboard
+
+test: install
+	$(BIN)/python -m pytest --numprocesses auto
+
+test-slow: install
+	$(BIN)/python -m pytest --numprocesses auto -m "slow and not cuda"
+
+test-cuda: install
+	$(BIN)/python -m pytest -m cuda
+
+check: install
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/black --check --quiet $(SOURCES)
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/black $(SOURCES)
+
+# Resumable: a run that the results file holds is not run again
+bench-learning: install
+	$(BIN)/python benchmarks/learning.py run
+	$(BIN)/python benchmarks/learning.py plot
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

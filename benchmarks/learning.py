@@ -29,6 +29,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "learning.csv"
 PICTURE = ROOT / "docs" / "images" / "learning.png"
 
 ALGORITHMS = {"PPO": PPO, "R2VPO": R2VPO}
+COLORS = {"PPO": "tab:gray", "R2VPO": "tab:red"}
 ENVIRONMENTS = ("HalfCheetah-v5", "Hopper-v5")
 SEEDS = (0, 1, 2)
 N_ENVS = 8
@@ -112,7 +113,7 @@ def plot() -> None:
     figure = Figure(figsize=(10, 4), layout="constrained")
     axes = figure.subplots(1, len(ENVIRONMENTS))
     for ax, env_id in zip(axes, ENVIRONMENTS, strict=True):
-        for algorithm, color in zip(ALGORITHMS, ("tab:gray", "tab:red"), strict=True):
+        for algorithm, color in COLORS.items():
             curves = results[(results.env == env_id) & (results.algorithm == algorithm)]
             by_seed = curves.pivot(index="timesteps", columns="seed", values="mean_return")
             ax.plot(by_seed.index, by_seed.mean(axis=1), color=color, label=f"{algorithm} ({by_seed.shape[1]} seeds)")

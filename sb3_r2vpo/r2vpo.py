@@ -270,9 +270,10 @@ class R2VPO(OnPolicyAlgorithm):
         # Switch to train mode (this affects batch norm / dropout)
         self.policy.set_training_mode(True)
         # Update optimizer learning rate
+        self._value_now("learning_rate", self.lr_schedule)
         self._update_learning_rate(self.policy.optimizer)
         if not self.dual.learned:
-            self.dual.set(max(self._current_value("var_coef"), 0.0))
+            self.dual.set(max(self._value_now("var_coef", self.var_coef), 0.0))
         update = Updater(self.policy, self.dual, self._current_coefficients())
         # The rollout goes to the device once, the metrics stay there until all epochs are done
         minibatches = minibatch_source(self.rollout_buffer)
@@ -302,22 +303,23 @@ class R2VPO(OnPolicyAlgorithm):
         :return: What the gradient steps of this rollout have in common
         """
         return Coefficients(
-            target_var=max(self._current_value("target_var"), MIN_TARGET_VAR),
+            target_var=max(self._value_now("target_var", self.target_var), MIN_TARGET_VAR),
             ent_coef=self.ent_coef,
             vf_coef=self.vf_coef,
             max_grad_norm=self.max_grad_norm,
             normalize_advantage=self.normalize_advantage,
-            clip_range_vf=None if self.clip_range_vf is None else self._current_value("clip_range_vf"),
+            clip_range_vf=None if self.clip_range_vf is None else self._value_now("clip_range_vf", self.clip_range_vf),
             max_kl=float("inf") if self.target_kl is None else 1.5 * self.target_kl,
         )
 
-    def _current_value(self, name: str) -> float:
+    def _value_now(self, name: str, schedule: Any) -> float:
         """
-        :param name: An argument that is a schedule
+        :param name: Name of the argument
+        :param schedule: The schedule that the argument has become
         :return: Its value at the current progress
-        :raises ValueError: When the schedule gives no finite number
+        :raises ValueError: When that is not a finite number
         """
-        value = getattr(self, name)(self._current_progress_remaining)
+        value = schedule(self._current_progress_remaining)
         if not is_number(value):
             raise ValueError(
                 f"`{name}` is a schedule that gives {value} at a remaining progress of "

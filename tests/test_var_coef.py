@@ -72,6 +72,7 @@ def test_a_learned_coefficient_holds_the_average_variance_at_the_target():
     assert values[10:].mean() == pytest.approx(0.03, rel=0.1)
 
 
-def test_a_schedule_that_fails_later_is_named():
-    with pytest.raises(ValueError, match=r"`target_var` is a schedule that gives nan at a remaining progress of 0\.0078"):
-        logged_during(["train/var_coef"], 2, target_var=lambda progress: 0.02 if progress > 0.6 else float("nan"))
+@pytest.mark.parametrize("name", ["target_var", "var_coef", "learning_rate", "clip_range_vf"])
+def test_a_schedule_that_fails_later_is_named(name):
+    with pytest.raises(ValueError, match=rf"`{name}` is a schedule that gives nan at a remaining progress of 0\.0078"):
+        logged_during(["train/var_coef"], 2, **{name: lambda progress: 0.02 if progress > 0.6 else float("nan")})

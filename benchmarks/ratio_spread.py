@@ -1,7 +1,7 @@
 """
 How far single samples move in one update: the policy ratio after a rollout's updates, PPO's clip beside R2VPO's brake.
 
-    python benchmarks/ratio_histogram.py    # benchmarks/results/ratio_histogram.csv, docs/images/ratio_histogram.png
+    python benchmarks/ratio_spread.py    # benchmarks/results/ratio_spread.csv, docs/images/ratio_spread.png
 """
 
 import numpy as np
@@ -14,8 +14,8 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_r2vpo import RatioHistogramCallback
 
-RESULTS = ROOT / "benchmarks" / "results" / "ratio_histogram.csv"
-PICTURE = ROOT / "docs" / "images" / "ratio_histogram.png"
+RESULTS = ROOT / "benchmarks" / "results" / "ratio_spread.csv"
+PICTURE = ROOT / "docs" / "images" / "ratio_spread.png"
 N_TIMESTEPS = 300_000
 #: The histogram is that of the last so many rollouts
 N_ROLLOUTS = 20

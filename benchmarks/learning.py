@@ -2,7 +2,7 @@
 Learning curves of R2VPO beside SB3's PPO: same network, environments, budget and shared hyperparameters.
 
     python benchmarks/learning.py run     # appends each finished run to benchmarks/results/learning.csv, resumable
-    python benchmarks/learning.py plot    # draws docs/images/learning.png and prints the table
+    python benchmarks/learning.py plot    # draws docs/images/learning.png and puts the table into README.md
 """
 
 import argparse
@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import torch as th
 from matplotlib.figure import Figure
+from readme import replace_in_readme
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -123,6 +124,7 @@ def plot() -> None:
         ax.legend(loc="upper left")
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(PICTURE, dpi=120)
+    replace_in_readme("learning", table(results))
     print(f"Picture: {PICTURE.relative_to(ROOT)}\n\n{table(results)}")
 
 

@@ -1,5 +1,13 @@
 from sb3_r2vpo.callbacks import RatioHistogramCallback
 from sb3_r2vpo.r2vpo import R2VPO, NonFiniteUpdateError
+from sb3_r2vpo.vec_env import EnvPoolVecEnv, make_envpool_vec_env
 from sb3_r2vpo.version import __version__
 
-__all__ = ["R2VPO", "NonFiniteUpdateError", "RatioHistogramCallback", "__version__"]
+__all__ = [
+    "R2VPO",
+    "EnvPoolVecEnv",
+    "NonFiniteUpdateError",
+    "RatioHistogramCallback",
+    "__version__",
+    "make_envpool_vec_env",
+]

@@ -199,6 +199,22 @@ def test_episode_end_carries_the_information_of_the_environment():
         infos = vec_env.step(actions)[3]
     assert infos[1]["is_success"] in (0.0, 1.0)
     assert "env_id" not in infos[1]
+    # that of the new episode
+    assert vec_env.reset_infos[1].keys() == {"is_success", "distance"}
+    assert vec_env.reset_infos[1]["distance"] != infos[1]["distance"]
+
+
+def test_atari_statistics_are_of_the_reward_before_clipping():
+    vec_env = make_envpool_vec_env("SpaceInvaders-v5", seed=0, env_kwargs=dict(max_episode_steps=300, reward_clip=True))
+    vec_env.reset()
+    clipped = 0.0
+    for actions in random_actions(vec_env, n_steps=300):
+        _, rewards, dones, infos = vec_env.step(actions)
+        clipped += rewards[0]
+        if dones[0]:
+            break
+    # Its invaders give 5 points and more
+    assert clipped > 0 and infos[0]["episode"]["r"] >= 5 * clipped
 
 
 def test_monitor_file_has_every_episode(tmp_path):

@@ -28,9 +28,11 @@ def register() -> None:
     except ImportError as e:
         raise ImportError(f"RL Zoo cannot be imported ({e}): pip install 'sb3_r2vpo[zoo]'") from e
     from sb3_r2vpo.r2vpo import R2VPO
+    from sb3_r2vpo.zoo.envpool import create_test_env
     from sb3_r2vpo.zoo.experiment import R2VPOExperimentManager
 
     ALGOS[ALGO] = R2VPO
     # Each command binds the class in its own module
     for module in (rl_zoo3.train, rl_zoo3.enjoy):
         setattr(module, "ExperimentManager", R2VPOExperimentManager)  # noqa: B010
+    setattr(rl_zoo3.enjoy, "create_test_env", create_test_env)  # noqa: B010

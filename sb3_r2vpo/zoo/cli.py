@@ -13,6 +13,9 @@ commands:
   train   train an agent            r2vpo train --env HalfCheetah-v5 --progress
   enjoy   watch a trained agent     r2vpo enjoy --env HalfCheetah-v5 -f logs
 
+`r2vpo train --vec-env envpool` trains on EnvPool's environments, which step in C++ threads, also on those that Gymnasium
+does not have, as DeepMind Control's --env CheetahRun-v1. `enjoy` knows what the agent was trained on.
+
 `r2vpo COMMAND --help` lists the arguments."""
 
 
@@ -26,6 +29,18 @@ def enjoy() -> None:
     from rl_zoo3.enjoy import enjoy
 
     enjoy()
+
+
+def prepare(command: str, arguments: list[str]) -> list[str]:
+    """
+    :param command: One of the commands
+    :param arguments: Its arguments
+    :return: Those that RL Zoo understands
+    """
+    from sb3_r2vpo.zoo.envpool import prepare_training, register_env
+
+    register_env(arguments)
+    return prepare_training(arguments) if command == "train" else arguments
 
 
 COMMANDS: dict[str, Callable[[], None]] = {"train": train, "enjoy": enjoy}
@@ -43,7 +58,8 @@ def main() -> None:
         sys.exit(f"r2vpo: unknown command {command!r}, choose from: {', '.join(COMMANDS)}")
     try:
         register()
-    except ImportError as e:
+        arguments = prepare(command, arguments)
+    except (ImportError, ValueError) as e:
         sys.exit(f"r2vpo: {e}")
     # RL Zoo's own default is PPO
     if not any(argument == "--algo" or argument.startswith("--algo=") for argument in arguments):

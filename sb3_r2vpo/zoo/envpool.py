@@ -1,0 +1,153 @@
+"""
+EnvPool in RL Zoo: ``r2vpo train --vec-env envpool --env CheetahRun-v1``, then ``r2vpo enjoy`` as always.
+
+RL Zoo knows Gymnasium's environments only: its parser refuses the ``--vec-env``, its check of the registry refuses the
+environment, and it makes environments one by one. So the argument is taken away before it is parsed, the environment
+gets an entry in the registry, and the pool comes in the place of the ``VecEnv`` class.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import gymnasium as gym
+import rl_zoo3.train
+import yaml
+from rl_zoo3.utils import create_test_env as create_gymnasium_test_env
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_r2vpo.vec_env import EnvPoolVecEnv, check_env_id
+from sb3_r2vpo.zoo.experiment import R2VPOExperimentManager
+
+#: The value of ``--vec-env``, also in the saved arguments of a run
+VEC_ENV = "envpool"
+
+
+class EnvPoolExperimentManager(R2VPOExperimentManager):
+    """
+    Trains and evaluates on EnvPool's environments.
+    """
+
+    def __init__(self, args: argparse.Namespace, *pos_args: Any, **kwargs: Any) -> None:
+        super().__init__(args, *pos_args, **kwargs)
+        # Saved with the run, where `enjoy` looks
+        args.vec_env = VEC_ENV
+
+    def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
+        """
+        :param n_envs: Number of environments
+        :param eval_env: Whether they are for the evaluation
+        :param no_log: Whether to write no monitor file
+        :return: The environments, with RL Zoo's wrappers
+        :raises ValueError: When the hyperparameters have an ``env_wrapper``
+        """
+        if self.env_wrapper is not None:
+            raise ValueError("`env_wrapper` cannot wrap EnvPool's environments: it must be a `vec_env_wrapper`")
+        self.vec_env_class = pool_of(
+            self.env_name.gym_id,
+            env_kwargs=self.eval_env_kwargs if eval_env else self.env_kwargs,
+            monitor_dir=None if eval_env or no_log else self.save_path,
+        )
+        return super().create_envs(n_envs, eval_env, no_log)
+
+
+def pool_of(env_id: str, env_kwargs: dict[str, Any] | None, monitor_dir: str | None) -> Any:
+    """
+    :param env_id: EnvPool's name of the environment
+    :param env_kwargs: Keyword arguments of the environment
+    :param monitor_dir: Folder of the monitor file
+    :return: What SB3's ``make_vec_env`` can take for a ``VecEnv`` class: it is given functions that make Gymnasium's
+        environments, their number is what counts here
+    """
+
+    def make_pool(env_fns: list[Callable[[], gym.Env]]) -> EnvPoolVecEnv:
+        return EnvPoolVecEnv(env_id, len(env_fns), monitor_dir, env_kwargs)
+
+    return make_pool
+
+
+def prepare_training(arguments: list[str]) -> list[str]:
+    """
+    :param arguments: Arguments of RL Zoo's ``train``
+    :return: Those that RL Zoo understands
+    :raises ImportError: When EnvPool is asked for and not installed
+    :raises ValueError: When EnvPool is asked for and has no such environment
+    """
+    vec_env, others = _take("--vec-env", arguments)
+    if vec_env != VEC_ENV:
+        return arguments
+    env_id, _ = _take("--env", arguments)
+    if env_id is not None:
+        check_env_id(env_id)
+    setattr(rl_zoo3.train, "ExperimentManager", EnvPoolExperimentManager)  # noqa: B010
+    return others
+
+
+def register_env(arguments: list[str]) -> None:
+    """
+    Register the environment with Gymnasium when it exists in EnvPool only.
+
+    :param arguments: Arguments of one of RL Zoo's commands
+    """
+    env_id, _ = _take("--env", arguments)
+    if env_id is None or env_id in gym.registry:
+        return
+    try:
+        check_env_id(env_id)
+    except (ImportError, ValueError):
+        # RL Zoo says what it does not find
+        return
+    gym.register(env_id, entry_point=f"{__name__}:exists_in_envpool_only", kwargs={"env_id": env_id})
+
+
+def exists_in_envpool_only(env_id: str, **kwargs: Any) -> NoReturn:
+    """
+    :param env_id: EnvPool's name of the environment
+    :param kwargs: Keyword arguments of the environment
+    :raises ValueError: Always
+    """
+    raise ValueError(f"{env_id} exists in EnvPool only: r2vpo train --vec-env {VEC_ENV} --env {env_id}")
+
+
+def create_test_env(
+    env_id: str,
+    *,
+    stats_path: str | None,
+    log_dir: str | None,
+    env_kwargs: dict[str, Any],
+    **kwargs: Any,
+) -> VecEnv:
+    """
+    RL Zoo's function of this name, which ``enjoy`` calls. A run trained on EnvPool is shown on EnvPool.
+
+    :param env_id: Name of the environment
+    :param stats_path: Folder with the saved arguments and ``VecNormalize`` statistics of the run
+    :param log_dir: Folder of the monitor file
+    :param env_kwargs: Keyword arguments of the environment
+    :param kwargs: The other arguments of RL Zoo's function
+    :return: The environments, with RL Zoo's wrappers
+    """
+    if stats_path is not None and _was_trained_on_envpool(Path(stats_path)):
+        kwargs["vec_env_cls"] = pool_of(env_id, env_kwargs, log_dir)
+    return create_gymnasium_test_env(env_id, stats_path=stats_path, log_dir=log_dir, env_kwargs=env_kwargs, **kwargs)
+
+
+def _was_trained_on_envpool(run_folder: Path) -> bool:
+    saved_arguments = run_folder / "args.yml"
+    if not saved_arguments.exists():
+        return False
+    # RL Zoo saves Python objects, and loads them like this
+    return yaml.load(saved_arguments.read_text(), Loader=yaml.UnsafeLoader).get("vec_env") == VEC_ENV
+
+
+def _take(name: str, arguments: list[str]) -> tuple[str | None, list[str]]:
+    """
+    :param name: Name of an argument
+    :param arguments: Arguments of one of RL Zoo's commands
+    :return: Its value, and the other arguments
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(name, dest="value")
+    known, others = parser.parse_known_args(arguments)
+    return known.value, others

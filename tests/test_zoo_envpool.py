@@ -1,0 +1,102 @@
+"""EnvPool in RL Zoo's command line."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import gymnasium as gym
+import pytest
+import yaml
+from stable_baselines3.common.monitor import load_results
+from stable_baselines3.common.vec_env import VecNormalize
+
+pytest.importorskip("envpool")
+pytest.importorskip("rl_zoo3")
+
+from sb3_r2vpo import EnvPoolVecEnv
+from sb3_r2vpo.zoo import envpool
+
+FEW_STEPS = ["-n", "600", "-params", "n_steps:64", "n_envs:2", "batch_size:64", "n_epochs:2", "normalize:True"]
+
+
+def r2vpo(*args, cwd=None) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "sb3_r2vpo", *args], cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def test_train_then_enjoy(tmp_path):
+    env = ["--env", "CheetahRun-v1"]
+    evaluation = ["--eval-freq", "300", "--eval-episodes", "1", "--env-kwargs", "max_episode_steps:100"]
+    run = r2vpo("train", "--vec-env", "envpool", *env, *FEW_STEPS, *evaluation, "-f", "logs", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+
+    run_folder = tmp_path / "logs" / "r2vpo" / "CheetahRun-v1_1"
+    assert len(load_results(str(run_folder))) >= 6
+    for name in (
+        "CheetahRun-v1.zip",
+        "best_model.zip",
+        "evaluations.npz",
+        "learning_curve.png",
+        "CheetahRun-v1/vecnormalize.pkl",
+    ):
+        assert (run_folder / name).exists(), name
+    arguments = yaml.load((run_folder / "CheetahRun-v1" / "args.yml").read_text(), Loader=yaml.UnsafeLoader)
+    assert arguments["vec_env"] == "envpool"
+
+    watched = r2vpo("enjoy", *env, "-f", "logs", "-n", "250", "--reward-log", "rewards", cwd=tmp_path)
+    assert watched.returncode == 0, watched.stderr
+    assert "2 Episodes" in watched.stdout and "Mean episode length: 100.00" in watched.stdout
+    assert len(load_results(str(tmp_path / "rewards"))) == 2
+
+
+def test_without_the_argument_it_says_what_is_missing(tmp_path):
+    run = r2vpo("train", "--env", "CheetahRun-v1", *FEW_STEPS, cwd=tmp_path)
+    assert run.returncode != 0
+    assert "CheetahRun-v1 exists in EnvPool only: r2vpo train --vec-env envpool" in run.stderr
+
+
+def test_unknown_environment():
+    run = r2vpo("train", "--vec-env", "envpool", "--env", "CheetahRn-v1")
+    assert run.returncode != 0
+    assert run.stderr.strip().splitlines()[-1].startswith("r2vpo: `env_id` is 'CheetahRn-v1'")
+
+
+@pytest.mark.parametrize("vec_env", [["--vec-env", "envpool"], ["--vec-env=envpool"]])
+def test_only_its_own_argument_is_taken_away(monkeypatch, vec_env):
+    monkeypatch.setattr("rl_zoo3.train.ExperimentManager", None)
+    others = ["--env", "CartPole-v1", "--eval-freq", "-1", "-P", "-params", "n_envs:2", "normalize:True"]
+    assert envpool.prepare_training([*others[:2], *vec_env, *others[2:]]) == others
+    assert sys.modules["rl_zoo3.train"].ExperimentManager is envpool.EnvPoolExperimentManager
+
+
+def test_other_vec_envs_are_left_to_rl_zoo(monkeypatch):
+    monkeypatch.setattr("rl_zoo3.train.ExperimentManager", None)
+    arguments = ["--vec-env", "subproc", "--env", "CartPole-v1"]
+    assert envpool.prepare_training(arguments) == arguments
+    assert sys.modules["rl_zoo3.train"].ExperimentManager is None
+
+
+def test_gymnasiums_own_environments_keep_their_entry():
+    entry = gym.spec("HalfCheetah-v5")
+    envpool.register_env(["--env", "HalfCheetah-v5"])
+    assert gym.spec("HalfCheetah-v5") is entry
+
+
+def test_training_and_evaluation_environments(tmp_path):
+    manager = envpool.EnvPoolExperimentManager(
+        SimpleNamespace(), "r2vpo", "HalfCheetah-v5", str(tmp_path), eval_env_kwargs=dict(max_episode_steps=7)
+    )
+    manager.normalize = True
+    env, eval_env = manager.create_envs(3), manager.create_envs(2, eval_env=True)
+    assert isinstance(env, VecNormalize) and env.training and env.num_envs == 3
+    assert isinstance(eval_env, VecNormalize) and not eval_env.training and eval_env.num_envs == 2
+    assert isinstance(env.unwrapped, EnvPoolVecEnv) and isinstance(eval_env.unwrapped, EnvPoolVecEnv)
+    assert env.get_attr("max_episode_steps", 0) == [1000] and eval_env.get_attr("max_episode_steps", 0) == [7]
+    monitor_files = list(tmp_path.rglob("*monitor.csv"))
+    assert len(monitor_files) == 1, "the evaluation is no training episode"
+
+
+def test_gymnasium_wrappers_are_refused(tmp_path):
+    manager = envpool.EnvPoolExperimentManager(SimpleNamespace(), "r2vpo", "HalfCheetah-v5", str(tmp_path))
+    manager.env_wrapper = gym.wrappers.FlattenObservation
+    with pytest.raises(ValueError, match="`env_wrapper` cannot wrap EnvPool's environments"):
+        manager.create_envs(1)

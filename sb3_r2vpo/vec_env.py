@@ -168,7 +168,6 @@ class EnvPoolVecEnv(VecEnv):
     def set_options(self, options: list[dict] | dict | None = None) -> None:
         super().set_options(options)
         if any(self._options):
-            self._reset_options()
             raise ValueError(f"`options` is {options!r}: EnvPool takes none at reset, pass `env_kwargs` at construction")
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:

@@ -40,7 +40,7 @@ def same(first, second):
 def set_cartpole_state(env, obs):
     """Puts Gymnasium's environment where EnvPool's is."""
     env.reset()
-    env.unwrapped.state = obs.astype(np.float64)
+    env.state = obs.astype(np.float64)
 
 
 def test_half_cheetah_steps_like_gymnasium():
@@ -57,7 +57,8 @@ def test_half_cheetah_steps_like_gymnasium():
 
 def test_cartpole_steps_and_resets_like_gymnasium():
     n_envs, limit, ends = 3, 25, {True: 0, False: 0}
-    envs = [gym.make("CartPole-v1", max_episode_steps=limit) for _ in range(n_envs)]
+    # Without Gymnasium's time limit, which RL Zoo patches
+    envs = [gym.make("CartPole-v1").unwrapped for _ in range(n_envs)]
     vec_env = make_envpool_vec_env("CartPole-v1", n_envs, seed=1, env_kwargs=dict(max_episode_steps=limit))
     for env, first_obs in zip(envs, vec_env.reset(), strict=True):
         set_cartpole_state(env, first_obs)
@@ -66,7 +67,8 @@ def test_cartpole_steps_and_resets_like_gymnasium():
         obs, rewards, dones, infos = vec_env.step(actions)
         lengths += 1
         for i, env in enumerate(envs):
-            expected_obs, reward, terminated, truncated, _ = env.step(actions[i])
+            expected_obs, reward, terminated, _, _ = env.step(actions[i])
+            truncated = bool(lengths[i] == limit)
             assert rewards[i] == reward
             assert dones[i] == (terminated or truncated)
             assert infos[i]["TimeLimit.truncated"] == truncated

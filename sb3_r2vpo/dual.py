@@ -36,7 +36,7 @@ class DualVariable(nn.Module):
         self.register_buffer("value", th.tensor(float(initial_value)))
 
     @th.no_grad()
-    def ascend(self, variance: th.Tensor, target_var: float, accept: th.Tensor) -> None:
+    def ascend(self, variance: th.Tensor, target_var: float | th.Tensor, accept: th.Tensor) -> None:
         """
         One step of dual ascent, entirely on the device; does nothing when λ is fixed.
 

@@ -54,7 +54,7 @@ def ratio_variance(ratio: th.Tensor) -> th.Tensor:
     return (ratio - 1.0).square().mean()
 
 
-def lagrangian(surrogate: th.Tensor, variance: th.Tensor, var_coef: th.Tensor, target_var: float) -> th.Tensor:
+def lagrangian(surrogate: th.Tensor, variance: th.Tensor, var_coef: th.Tensor, target_var: float | th.Tensor) -> th.Tensor:
     """
     ``L(θ, λ) = E_β[ρ Â] − λ (V − δ)``, to be ascended in θ. No gradient flows into λ.
 
@@ -85,7 +85,9 @@ def normalize(advantages: th.Tensor) -> th.Tensor:
     return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
 
 
-def value_loss(values: th.Tensor, old_values: th.Tensor, returns: th.Tensor, clip_range_vf: float | None = None) -> th.Tensor:
+def value_loss(
+    values: th.Tensor, old_values: th.Tensor, returns: th.Tensor, clip_range_vf: float | th.Tensor | None = None
+) -> th.Tensor:
     """
     Squared error against the TD(λ) returns, as in SB3's PPO.
 
@@ -96,7 +98,7 @@ def value_loss(values: th.Tensor, old_values: th.Tensor, returns: th.Tensor, cli
     :return: Scalar tensor
     """
     if clip_range_vf is not None:
-        values = old_values + th.clamp(values - old_values, -clip_range_vf, clip_range_vf)
+        values = old_values + th.clamp(values - old_values, -clip_range_vf, clip_range_vf)  # type: ignore[arg-type]
     return F.mse_loss(returns, values)
 
 

@@ -1,6 +1,7 @@
 import difflib
 import inspect
 import io
+import math
 import pathlib
 import warnings
 from typing import Any, ClassVar, TypeVar
@@ -16,6 +17,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import explained_variance
 
 from sb3_r2vpo.arguments import as_schedule, check_bounds, check_integer, check_number, check_schedule, is_number
+from sb3_r2vpo.compiled import CompiledUpdater, Programs
 from sb3_r2vpo.dual import DualVariable, parse_auto
 from sb3_r2vpo.rollouts import minibatch_source
 from sb3_r2vpo.updater import Coefficients, Metrics, Updater, use_fused_adam
@@ -24,6 +26,9 @@ SelfR2VPO = TypeVar("SelfR2VPO", bound="R2VPO")
 
 #: A `target_var` schedule that reaches zero or below is held here
 MIN_TARGET_VAR = 1e-8
+#: With `compile="auto"`: how many gradient steps earn back the time that compiling takes. Measured: 10 s to compile,
+#: 0.8 ms saved per step with the default policy and batch size, so 12,000 steps; more with larger batches.
+COMPILE_PAYS_FROM = 20_000
 
 
 class NonFiniteUpdateError(ValueError):
@@ -84,6 +89,12 @@ class R2VPO(OnPolicyAlgorithm):
     :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation
     :param target_kl: Stop the updates of a rollout at the first minibatch whose KL divergence is above
         1.5 times this, before its gradient step. By default, there is no limit on the kl div.
+    :param compile: Whether to compile the gradient step, which takes about 10 s once and makes it several times as fast
+        where the networks are small, with the same result up to rounding. ``"auto"`` (default) compiles when ``learn``
+        has at least 20,000 gradient steps to do (with the other arguments at their defaults: from 128,000 timesteps).
+        Needs Adam or AdamW and, on the CPU, a C++ compiler; warns and goes on without where it is not possible.
+        With ``True`` or ``"auto"``, code of your own in the policy's forward pass is read once:
+        what it computes may depend on its inputs, weights and buffers, but not on attributes that change later.
     :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
         the reported success rate, mean episode length, and mean reward over
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
@@ -131,6 +142,7 @@ class R2VPO(OnPolicyAlgorithm):
         rollout_buffer_class: type[RolloutBuffer] | None = None,
         rollout_buffer_kwargs: dict[str, Any] | None = None,
         target_kl: float | None = None,
+        compile: bool | str = "auto",
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -178,6 +190,8 @@ class R2VPO(OnPolicyAlgorithm):
         self.clip_range_vf = clip_range_vf
         self.normalize_advantage = normalize_advantage
         self.target_kl = target_kl
+        self.compile = compile
+        self._programs = Programs()
 
         if _init_setup_model:
             self._setup_model()
@@ -233,6 +247,8 @@ class R2VPO(OnPolicyAlgorithm):
         check_number("max_grad_norm", self.max_grad_norm, "a number > 0", positive)
         if self.target_kl is not None:
             check_number("target_kl", self.target_kl, "None (no early stopping) or a number > 0", positive)
+        if not isinstance(self.compile, bool) and self.compile != "auto":
+            raise ValueError(f"`compile` is {self.compile!r}: allowed are True, False and 'auto'")
         if self.normalize_advantage:
             self._check_normalizable()
         self._warn_of_truncated_minibatch()
@@ -274,10 +290,10 @@ class R2VPO(OnPolicyAlgorithm):
         self._update_learning_rate(self.policy.optimizer)
         if not self.dual.learned:
             self.dual.set(max(self._value_now("var_coef", self.var_coef), 0.0))
-        update = Updater(self.policy, self.dual, self._current_coefficients())
+        update = self._make_updater()
         # The rollout goes to the device once, the metrics stay there until all epochs are done
         minibatches = minibatch_source(self.rollout_buffer)
-        metrics: list[list[Metrics]] = []
+        metrics: list[list[th.Tensor]] = []
 
         continue_training = True
         # train for n_epochs epochs
@@ -287,16 +303,36 @@ class R2VPO(OnPolicyAlgorithm):
             for rollout_data in minibatches(self.batch_size):
                 step_metrics = update(rollout_data)
                 metrics[-1].append(step_metrics)
-                if self.target_kl is not None and step_metrics.approx_kl > update.coefficients.max_kl:
-                    continue_training = False
-                    if self.verbose >= 1:
-                        print(f"Early stopping at step {epoch} due to reaching max kl: {step_metrics.approx_kl:.2f}")
-                    break
+                if self.target_kl is not None:
+                    approx_kl = Metrics(*step_metrics).approx_kl
+                    if approx_kl > update.coefficients.max_kl:
+                        continue_training = False
+                        if self.verbose >= 1:
+                            print(f"Early stopping at step {epoch} due to reaching max kl: {approx_kl:.2f}")
+                        break
             self._n_updates += 1
             if not continue_training:
                 break
 
         self._log_update(metrics, update.coefficients)
+
+    def _make_updater(self) -> Updater | CompiledUpdater:
+        """
+        :return: What takes the gradient steps of this rollout
+        """
+        updater = Updater(self.policy, self.dual, self._current_coefficients())
+        if self.compile is True or (self.compile == "auto" and self._compiling_pays()):
+            return CompiledUpdater(updater, self._programs)
+        return updater
+
+    def _compiling_pays(self) -> bool:
+        """
+        :return: Whether there is enough left to do in this call of ``learn``, or the work of compiling is already done
+        """
+        rollout_size = self.n_steps * self.n_envs
+        rollouts_left = 1 + max(0, math.ceil((self._total_timesteps - self.num_timesteps) / rollout_size))
+        gradient_steps_left = rollouts_left * self.n_epochs * math.ceil(rollout_size / self.batch_size)
+        return len(self._programs) > 0 or gradient_steps_left >= COMPILE_PAYS_FROM
 
     def _current_coefficients(self) -> Coefficients:
         """
@@ -327,7 +363,7 @@ class R2VPO(OnPolicyAlgorithm):
             )
         return value
 
-    def _log_update(self, metrics: list[list[Metrics]], coefficients: Coefficients) -> None:
+    def _log_update(self, metrics: list[list[th.Tensor]], coefficients: Coefficients) -> None:
         """
         Read the metrics back from the device, once, and log them.
 
@@ -335,7 +371,7 @@ class R2VPO(OnPolicyAlgorithm):
         :param coefficients: What the gradient steps had in common
         :raises NonFiniteUpdateError: When a minibatch had to be skipped
         """
-        steps = th.stack([th.stack(step) for epoch in metrics for step in epoch]).cpu().numpy()
+        steps = th.stack([step for epoch in metrics for step in epoch]).cpu().numpy()
         self._check_finite(steps)
         every = Metrics(*steps.T)
         last_epoch = Metrics(*steps[-len(metrics[-1]) :].T)
@@ -401,6 +437,9 @@ class R2VPO(OnPolicyAlgorithm):
             reset_num_timesteps=reset_num_timesteps,
             progress_bar=progress_bar,
         )
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_programs"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()

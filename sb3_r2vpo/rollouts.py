@@ -1,6 +1,6 @@
 """From SB3's rollout buffer to minibatches on the device, uploaded once per rollout."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -82,3 +82,27 @@ def index(samples: Samples, indices: th.Tensor | slice) -> Samples:
     if isinstance(observations, dict):
         return DictRolloutBufferSamples({key: obs[indices] for key, obs in observations.items()}, *(x[indices] for x in rest))
     return RolloutBufferSamples(observations[indices], *(x[indices] for x in rest))
+
+
+def to_tensors(samples: Samples) -> list[th.Tensor]:
+    """
+    :param samples: Samples
+    :return: Their tensors in a row
+    """
+    observations, *rest = samples
+    return [*observations.values(), *rest] if isinstance(observations, dict) else [observations, *rest]
+
+
+def from_tensors(tensors: Sequence[th.Tensor], like: Samples) -> Samples:
+    """
+    The inverse of `to_tensors`.
+
+    :param tensors: Tensors in a row
+    :param like: Samples of the same structure
+    :return: Samples
+    """
+    if isinstance(like.observations, dict):
+        n_keys = len(like.observations)
+        observations = dict(zip(like.observations, tensors[:n_keys], strict=True))
+        return DictRolloutBufferSamples(observations, *tensors[n_keys:])
+    return RolloutBufferSamples(*tensors)

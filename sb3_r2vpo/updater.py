@@ -1,10 +1,13 @@
 """One gradient step of R2VPO on one minibatch."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_r2vpo import objective
@@ -14,7 +17,8 @@ from sb3_r2vpo.rollouts import Samples
 
 class Coefficients(NamedTuple):
     """
-    What a gradient step needs besides the minibatch; constant over one rollout.
+    What a gradient step needs besides the minibatch; constant over one rollout. In a compiled step the numbers are
+    scalar tensors, so that it serves for all their values.
 
     :param target_var: The bound δ on the ratio variance
     :param ent_coef: Weight of the entropy loss
@@ -25,13 +29,13 @@ class Coefficients(NamedTuple):
     :param max_kl: A minibatch whose approximate KL divergence is above is not stepped on
     """
 
-    target_var: float
-    ent_coef: float
-    vf_coef: float
-    max_grad_norm: float
+    target_var: float | th.Tensor
+    ent_coef: float | th.Tensor
+    vf_coef: float | th.Tensor
+    max_grad_norm: float | th.Tensor
     normalize_advantage: bool = True
-    clip_range_vf: float | None = None
-    max_kl: float = math.inf
+    clip_range_vf: float | th.Tensor | None = None
+    max_kl: float | th.Tensor = math.inf
 
 
 class Metrics(NamedTuple):
@@ -64,19 +68,31 @@ class Updater:
         self.dual = dual
         self.coefficients = coefficients
 
-    def __call__(self, batch: Samples) -> Metrics:
+    def __call__(self, batch: Samples) -> th.Tensor:
         """
         :param batch: A minibatch
-        :return: The metrics before the step
+        :return: The metrics before the step as one tensor, in the order of ``Metrics``
         """
-        loss, metrics = self.evaluate(batch)
         self.policy.optimizer.zero_grad()
-        loss.backward()
-        gradient_norm = th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.coefficients.max_grad_norm)
-        accept = th.isfinite(loss) & th.isfinite(gradient_norm) & (metrics.approx_kl <= self.coefficients.max_kl)
+        accept, metrics = self.backward(batch)
         step_if(self.policy.optimizer, accept)
-        self.dual.ascend(metrics.ratio_variance, self.coefficients.target_var, accept)
-        return metrics._replace(gradient_norm=gradient_norm)
+        return metrics
+
+    def backward(self, batch: Samples) -> tuple[th.Tensor, th.Tensor]:
+        """
+        All of the step but the optimizer's part: leaves the clipped gradient in the parameters' ``grad``
+        and steps λ. `CompiledUpdater` compiles this.
+
+        :param batch: A minibatch
+        :return: Whether the optimizer is to take the step, scalar boolean tensor, and the metrics as one tensor
+        """
+        c = self.coefficients
+        loss, metrics = self.evaluate(batch)
+        loss.backward()
+        gradient_norm = clip_gradient(self.policy, c.max_grad_norm)
+        accept = th.isfinite(loss.detach()) & th.isfinite(gradient_norm) & (metrics.approx_kl <= c.max_kl)
+        self.dual.ascend(metrics.ratio_variance, c.target_var, accept)
+        return accept, th.stack(metrics._replace(gradient_norm=gradient_norm))
 
     def evaluate(self, batch: Samples) -> tuple[th.Tensor, Metrics]:
         """
@@ -120,7 +136,39 @@ def evaluate_actions(policy: ActorCriticPolicy, batch: Samples) -> tuple[th.Tens
     if isinstance(policy.action_space, spaces.Discrete):
         # Convert discrete action from float to long
         actions = actions.long().flatten()
-    return policy.evaluate_actions(batch.observations, actions)
+    with unchanged(policy.action_dist):
+        return policy.evaluate_actions(batch.observations, actions)
+
+
+@contextmanager
+def unchanged(distribution: Distribution) -> Iterator[None]:
+    """
+    SB3's distributions keep their last parameters, and with them the autograd graph or what a compiler traces
+    with: the policy could then be neither copied nor used.
+
+    :param distribution: What to leave as it was
+    """
+    before = dict(vars(distribution))
+    try:
+        yield
+    finally:
+        vars(distribution).clear()
+        vars(distribution).update(before)
+
+
+@th.no_grad()
+def clip_gradient(policy: ActorCriticPolicy, max_norm: float | th.Tensor) -> th.Tensor:
+    """
+    ``th.nn.utils.clip_grad_norm_``, which takes no tensor for ``max_norm``.
+
+    :param policy: The policy, gradients in place
+    :param max_norm: Global norm above which they are scaled down
+    :return: The norm before
+    """
+    gradients = [param.grad for param in policy.parameters() if param.grad is not None]
+    norm = th.linalg.vector_norm(th.stack([th.linalg.vector_norm(gradient) for gradient in gradients]))
+    th._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+    return norm
 
 
 def use_fused_adam(optimizer: th.optim.Optimizer) -> None:

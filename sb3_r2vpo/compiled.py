@@ -1,0 +1,358 @@
+"""The gradient step of `Updater` traced, compiled and, on a GPU, replayed as a CUDA graph."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import nn
+from torch.distributions import Distribution
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from sb3_r2vpo.rollouts import Samples, from_tensors, to_tensors
+from sb3_r2vpo.updater import Coefficients, Updater, step_if
+
+#: From the tensors of `State` and minibatch to the clipped gradients, ``found_inf`` and the metrics
+Program = Callable[..., tuple[th.Tensor, ...]]
+#: From the tensors of the minibatch to the metrics
+Step = Callable[..., th.Tensor]
+
+
+class Programs(dict[Any, Program | None]):
+    """
+    What was compiled, by everything it takes for constant; ``None`` where compiling failed.
+    Compiled code does not travel: copies and pickles are empty.
+    """
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return type(self), ()
+
+
+class CompiledUpdater:
+    """
+    `Updater` without its overhead. The result is the same and goes to the same tensors of policy, optimizer and λ,
+    so the two may take turns.
+
+    Numbers that change from rollout to rollout (coefficients, learning rate, λ) do not compile anything anew.
+    One shape of minibatches is compiled for; others, such as a truncated last one, go the plain way. So do all of
+    them when compiling fails, after a warning.
+
+    :param plain: The updater of this rollout
+    :param programs: What was compiled in earlier rollouts
+    """
+
+    def __init__(self, plain: Updater, programs: Programs) -> None:
+        self.plain = plain
+        self.coefficients = plain.coefficients
+        self.programs = programs
+        self.shapes: list[th.Size] | None = None
+        self.step: Step | None = None
+
+    def __call__(self, batch: Samples) -> th.Tensor:
+        """
+        :param batch: A minibatch
+        :return: The metrics before the step as one tensor, in the order of ``Metrics``
+        """
+        tensors = to_tensors(batch)
+        shapes = [tensor.shape for tensor in tensors]
+        if self.shapes is None:
+            # The first minibatch of an epoch is not the truncated one
+            self.shapes, self.step = shapes, self._prepare(batch)
+        if self.step is None or shapes != self.shapes:
+            return self.plain(batch)
+        return self.step(*tensors)
+
+    def _prepare(self, batch: Samples) -> Step | None:
+        key = constants(self.plain, batch)
+        if key in self.programs and self.programs[key] is None:
+            return None
+        try:
+            return build_step(self.plain, batch, self.programs, key)
+        except Exception as error:  # There is nothing that compilers do not raise
+            self.programs[key] = None
+            reason = (str(error).strip() or repr(error)).splitlines()[0]
+            warnings.warn(f"The gradient step cannot be compiled and runs plain, with the same result: {reason}")
+            return None
+
+
+def build_step(plain: Updater, batch: Samples, programs: Programs, key: Any) -> Step:
+    """
+    :param plain: The updater of this rollout
+    :param batch: A minibatch
+    :param programs: What was compiled in earlier rollouts; a missing program is added
+    :param key: What the program is found by
+    :return: The whole gradient step
+    """
+    check_optimizer(plain.policy)
+    create_optimizer_state(plain, batch)
+    state = State.of(plain)
+    if key not in programs:
+        programs[key] = compile_program(plain, state, batch)
+    program = programs[key]
+    assert program is not None
+    state_tensors = state.to_tensors()
+    adam = FusedAdam(plain.policy.optimizer)
+
+    def step(*batch_tensors: th.Tensor) -> th.Tensor:
+        *gradients, found_inf, metrics = program(*state_tensors, *batch_tensors)
+        adam(gradients, found_inf)
+        return metrics
+
+    return CudaGraph(step, batch) if plain.dual.value.is_cuda else step
+
+
+def constants(plain: Updater, batch: Samples) -> Any:
+    """
+    :param plain: The updater of this rollout
+    :param batch: A minibatch
+    :return: Everything that a program takes for constant, and that may change from one rollout to another
+    """
+    policy, dual = plain.policy, plain.dual
+    return (
+        tuple((id(module), module.training) for module in policy.modules()),
+        tuple((name, p.shape, p.dtype, p.device, p.requires_grad) for name, p in policy.named_parameters()),
+        (dual.learned, dual.dual_lr, tuple(dual.bounds)),
+        tuple(value for value in plain.coefficients if not is_number(value)),
+        tuple((x.shape, x.dtype, x.device) for x in to_tensors(batch)),
+        th.get_num_threads(),
+    )
+
+
+def is_number(coefficient: Any) -> bool:
+    """
+    :param coefficient: One of the ``Coefficients``
+    :return: Whether it is not a choice between two computations
+    """
+    return coefficient is not None and not isinstance(coefficient, bool)
+
+
+class State(NamedTuple):
+    """
+    All that a program reads or writes besides the minibatch: the very tensors of policy, optimizer and λ, by name.
+
+    :param parameters: The weights
+    :param buffers: λ, and e.g. the statistics of a batch normalization
+    :param steps: The optimizer's counters, of the parameters that it steps, in its order
+    :param coefficients: The numbers among the ``Coefficients``
+    """
+
+    parameters: dict[str, th.Tensor]
+    buffers: dict[str, th.Tensor]
+    steps: dict[str, th.Tensor]
+    coefficients: th.Tensor
+
+    @classmethod
+    def of(cls, plain: Updater) -> "State":
+        """
+        :param plain: The updater of this rollout
+        :return: Its state
+        """
+        module, optimizer = Backward(plain), plain.policy.optimizer
+        names = {p: name for name, p in module.named_parameters()}
+        in_order = [p for group in optimizer.param_groups for p in stepped(optimizer, group)]
+        return cls(
+            parameters={name: p.detach() for p, name in names.items()},
+            buffers=dict(module.named_buffers()),
+            steps={names[p]: optimizer.state[p]["step"] for p in in_order},
+            coefficients=plain.dual.value.new_tensor([value for value in plain.coefficients if is_number(value)]),
+        )
+
+    def to_tensors(self) -> list[th.Tensor]:
+        """
+        :return: The tensors in a row
+        """
+        return [*self.parameters.values(), *self.buffers.values(), *self.steps.values(), self.coefficients]
+
+    def like(self, tensors: list[th.Tensor]) -> "State":
+        """
+        :param tensors: Tensors in a row
+        :return: State of the same names
+        """
+        rest = iter(tensors)
+        parameters, buffers, steps = ({name: next(rest) for name in group} for group in self[:3])
+        return State(parameters, buffers, steps, coefficients=next(rest))
+
+
+class Backward(nn.Module):
+    """
+    ``Updater.backward`` as a module, so that other tensors can take the place of the policy's and the dual variable's.
+
+    :param plain: The updater of this rollout
+    """
+
+    def __init__(self, plain: Updater) -> None:
+        super().__init__()
+        self.policy = plain.policy
+        self.dual = plain.dual
+
+    def forward(self, coefficients: Coefficients, batch: Samples) -> tuple[th.Tensor, th.Tensor]:
+        return Updater(self.policy, self.dual, coefficients).backward(batch)
+
+
+def compile_program(plain: Updater, state: State, batch: Samples) -> Program:
+    """
+    Compile all of the gradient step but the optimizer's part. It is traced by ``make_fx`` and not by ``torch.compile``,
+    whose guards on every attribute of the policy cost as much at each call as the arithmetic of a small network,
+    and which takes fewer policies.
+
+    :param plain: The updater of this rollout
+    :param state: Its state
+    :param batch: A minibatch
+    :return: The program
+    """
+    module, n_state = Backward(plain), len(state.to_tensors())
+
+    def program(*tensors: th.Tensor) -> tuple[th.Tensor, ...]:
+        parameters, buffers, steps, numbers = state.like(list(tensors[:n_state]))
+        for name, p in module.named_parameters():
+            parameters[name] = parameters[name].detach().requires_grad_(p.requires_grad)
+        rest = iter(numbers.unbind())
+        coefficients = Coefficients._make(next(rest) if is_number(value) else value for value in plain.coefficients)
+        arguments = (coefficients, from_tensors(tensors[n_state:], like=batch))
+        accept, metrics = th.func.functional_call(module, {**parameters, **buffers}, arguments)
+        for step in steps.values():
+            step.add_(accept)
+        return *(parameters[name].grad for name in steps), (~accept).float(), metrics
+
+    inputs: list[Any] = [*state.to_tensors(), *to_tensors(batch)]
+    with without_validation():
+        graph = make_fx(program, tracing_mode="fake")(*inputs)
+    # Calling some thirty small kernels from Python would take a quarter of the time; a CUDA graph needs no caller
+    return th._inductor.compile(graph, inputs, options={"cpp_wrapper": not plain.dual.value.is_cuda})
+
+
+@contextmanager
+def without_validation() -> Iterator[None]:
+    """The checks of distributions depend on values and cannot be traced. The update has its own."""
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
+
+
+def check_optimizer(policy: ActorCriticPolicy) -> None:
+    """
+    :param policy: The policy
+    :raises NotImplementedError: When its optimizer does more than `FusedAdam`
+    """
+    optimizer = policy.optimizer
+    parameters = set(policy.parameters())
+    if type(optimizer) not in (th.optim.Adam, th.optim.AdamW):
+        raise NotImplementedError(f"the optimizer is {type(optimizer).__name__}, not Adam or AdamW")
+    if not all(group.get("fused") for group in optimizer.param_groups):
+        raise NotImplementedError("the optimizer is not `fused`")
+    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+        raise NotImplementedError("the optimizer has hooks")
+    if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in parameters):
+        raise NotImplementedError("a parameter of the policy has hooks")
+    if not all(p in parameters for group in optimizer.param_groups for p in group["params"]):
+        raise NotImplementedError("the optimizer has parameters that are not the policy's")
+
+
+def create_optimizer_state(plain: Updater, batch: Samples) -> None:
+    """
+    Let the optimizer create the state that it creates in its first step, without taking one.
+
+    :param plain: The updater of this rollout
+    :param batch: A minibatch
+    """
+    policy, optimizer = plain.policy, plain.policy.optimizer
+    if all(p in optimizer.state for p in policy.parameters() if p.requires_grad):
+        return
+    optimizer.zero_grad()
+    plain.evaluate(batch)[0].backward()
+    step_if(optimizer, th.zeros((), dtype=th.bool, device=plain.dual.value.device))
+    optimizer.zero_grad()
+
+
+def stepped(optimizer: th.optim.Optimizer, group: dict[str, Any]) -> list[nn.Parameter]:
+    """
+    :param optimizer: The policy's optimizer
+    :param group: One of its parameter groups
+    :return: The group's parameters that ever had a gradient
+    """
+    return [p for p in group["params"] if p in optimizer.state]
+
+
+class FusedAdam:
+    """
+    The kernel of fused Adam without ``optimizer.step``, which takes several times as long to gather its arguments.
+
+    :param optimizer: Adam or AdamW, its state in place
+    """
+
+    def __init__(self, optimizer: th.optim.Optimizer) -> None:
+        self.kernels = []
+        n_gradients = 0
+        for group in optimizer.param_groups:
+            params = stepped(optimizer, group)
+            self.kernels.append((fused_adam(optimizer, group, params), slice(n_gradients, n_gradients + len(params))))
+            n_gradients += len(params)
+
+    def __call__(self, gradients: list[th.Tensor], found_inf: th.Tensor) -> None:
+        """
+        :param gradients: Gradients in the order of the optimizer
+        :param found_inf: One where nothing is to be done, else zero
+        """
+        for kernel, group in self.kernels:
+            kernel(gradients[group], found_inf=found_inf)
+
+
+def fused_adam(optimizer: th.optim.Optimizer, group: dict[str, Any], params: list[nn.Parameter]) -> Callable[..., None]:
+    """
+    :param optimizer: Adam or AdamW
+    :param group: One of its parameter groups
+    :param params: The parameters to step
+    :return: The kernel, a function of the gradients and ``found_inf``
+    """
+    decoupled = group.get("decoupled_weight_decay", isinstance(optimizer, th.optim.AdamW))
+    state = [optimizer.state[p] for p in params]
+    return partial(
+        th._fused_adamw_ if decoupled else th._fused_adam_,
+        [p.detach() for p in params],
+        exp_avgs=[s["exp_avg"] for s in state],
+        exp_avg_sqs=[s["exp_avg_sq"] for s in state],
+        max_exp_avg_sqs=[s["max_exp_avg_sq"] for s in state] if group["amsgrad"] else [],
+        state_steps=[s["step"] for s in state],
+        lr=group["lr"],
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        amsgrad=group["amsgrad"],
+        maximize=group["maximize"],
+    )
+
+
+class CudaGraph:
+    """
+    The kernels of a step, launched all at once. Captured anew in each rollout, which takes no longer than a few plain
+    steps, so that no captured address or learning rate outlives what it stands for.
+
+    :param step: The step
+    :param batch: A minibatch
+    """
+
+    def __init__(self, step: Step, batch: Samples) -> None:
+        self.batch = [tensor.clone() for tensor in to_tensors(batch)]
+        # A step without a finite loss changes nothing: good for warming up
+        warm_up = to_tensors(batch._replace(returns=th.full_like(batch.returns, th.nan)))
+        stream = th.cuda.Stream()
+        stream.wait_stream(th.cuda.current_stream())
+        with th.cuda.stream(stream):
+            step(*warm_up)
+        th.cuda.current_stream().wait_stream(stream)
+        self.graph = th.cuda.CUDAGraph()
+        with th.cuda.graph(self.graph):
+            self.metrics = step(*self.batch)
+
+    def __call__(self, *batch: th.Tensor) -> th.Tensor:
+        for static, tensor in zip(self.batch, batch, strict=True):
+            static.copy_(tensor)
+        self.graph.replay()
+        return self.metrics.clone()

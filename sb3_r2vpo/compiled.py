@@ -21,11 +21,13 @@ Program = Callable[..., tuple[th.Tensor, ...]]
 Step = Callable[..., th.Tensor]
 
 
-class Programs(dict[Any, Program | None]):
+class Programs(dict[Any, Program]):
     """
-    What was compiled, by everything it takes for constant; ``None`` where compiling failed.
-    Compiled code does not travel: copies and pickles are empty.
+    What was compiled, by everything it takes for constant. Compiled code does not travel: copies and pickles are empty.
     """
+
+    #: Whether something could not be compiled; it is not tried again
+    failed = False
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return type(self), ()
@@ -48,7 +50,7 @@ class CompiledUpdater:
         self.plain = plain
         self.coefficients = plain.coefficients
         self.programs = programs
-        self.shapes: list[th.Size] | None = None
+        self.layout: list[Any] | None = None
         self.step: Step | None = None
 
     def __call__(self, batch: Samples) -> th.Tensor:
@@ -57,44 +59,43 @@ class CompiledUpdater:
         :return: The metrics before the step as one tensor, in the order of ``Metrics``
         """
         tensors = to_tensors(batch)
-        shapes = [tensor.shape for tensor in tensors]
-        if self.shapes is None:
+        layout = [(tensor.shape, tensor.stride()) for tensor in tensors]
+        if self.layout is None:
             # The first minibatch of an epoch is not the truncated one
-            self.shapes, self.step = shapes, self._prepare(batch)
-        if self.step is None or shapes != self.shapes:
+            self.layout, self.step = layout, self._prepare(batch)
+        if self.step is None or layout != self.layout:
             return self.plain(batch)
         return self.step(*tensors)
 
     def _prepare(self, batch: Samples) -> Step | None:
-        key = constants(self.plain, batch)
-        if key in self.programs and self.programs[key] is None:
+        if self.programs.failed:
             return None
         try:
-            return build_step(self.plain, batch, self.programs, key)
+            return build_step(self.plain, batch, self.programs)
         except Exception as error:  # There is nothing that compilers do not raise
-            self.programs[key] = None
+            self.programs.failed = True
             reason = (str(error).strip() or repr(error)).splitlines()[0]
-            warnings.warn(f"The gradient step cannot be compiled and runs plain, with the same result: {reason}")
+            warnings.warn(
+                "The gradient step cannot be compiled and runs plain, with the same result but slower "
+                f"(`compile=False` to not be told): {reason}"
+            )
             return None
 
 
-def build_step(plain: Updater, batch: Samples, programs: Programs, key: Any) -> Step:
+def build_step(plain: Updater, batch: Samples, programs: Programs) -> Step:
     """
     :param plain: The updater of this rollout
     :param batch: A minibatch
     :param programs: What was compiled in earlier rollouts; a missing program is added
-    :param key: What the program is found by
     :return: The whole gradient step
     """
     check_optimizer(plain.policy)
     create_optimizer_state(plain, batch)
     state = State.of(plain)
+    key = constants(plain, state, batch)
     if key not in programs:
         programs[key] = compile_program(plain, state, batch)
-    program = programs[key]
-    assert program is not None
-    state_tensors = state.to_tensors()
-    adam = FusedAdam(plain.policy.optimizer)
+    program, state_tensors, adam = programs[key], state.to_tensors(), FusedAdam(plain.policy.optimizer)
 
     def step(*batch_tensors: th.Tensor) -> th.Tensor:
         *gradients, found_inf, metrics = program(*state_tensors, *batch_tensors)
@@ -104,19 +105,21 @@ def build_step(plain: Updater, batch: Samples, programs: Programs, key: Any) -> 
     return CudaGraph(step, batch) if plain.dual.value.is_cuda else step
 
 
-def constants(plain: Updater, batch: Samples) -> Any:
+def constants(plain: Updater, state: "State", batch: Samples) -> Any:
     """
     :param plain: The updater of this rollout
+    :param state: Its state
     :param batch: A minibatch
     :return: Everything that a program takes for constant, and that may change from one rollout to another
     """
     policy, dual = plain.policy, plain.dual
     return (
         tuple((id(module), module.training) for module in policy.modules()),
-        tuple((name, p.shape, p.dtype, p.device, p.requires_grad) for name, p in policy.named_parameters()),
+        tuple((name, p.requires_grad) for name, p in policy.named_parameters()),
+        tuple(state.steps),
+        tuple((x.shape, x.stride(), x.dtype, x.device) for x in (*state.to_tensors(), *to_tensors(batch))),
         (dual.learned, dual.dual_lr, tuple(dual.bounds)),
         tuple(value for value in plain.coefficients if not is_number(value)),
-        tuple((x.shape, x.dtype, x.device) for x in to_tensors(batch)),
         th.get_num_threads(),
     )
 
@@ -274,9 +277,9 @@ def stepped(optimizer: th.optim.Optimizer, group: dict[str, Any]) -> list[nn.Par
     """
     :param optimizer: The policy's optimizer
     :param group: One of its parameter groups
-    :return: The group's parameters that ever had a gradient
+    :return: The group's parameters that get gradients
     """
-    return [p for p in group["params"] if p in optimizer.state]
+    return [p for p in group["params"] if p.requires_grad and p in optimizer.state]
 
 
 class FusedAdam:

@@ -90,11 +90,11 @@ class R2VPO(OnPolicyAlgorithm):
     :param target_kl: Stop the updates of a rollout at the first minibatch whose KL divergence is above
         1.5 times this, before its gradient step. By default, there is no limit on the kl div.
     :param compile: Whether to compile the gradient step, which takes about 10 s once and makes it several times as fast
-        where the networks are small, with the same result up to rounding. ``"auto"`` (default) compiles when ``learn``
-        has at least 20,000 gradient steps to do (with the other arguments at their defaults: from 128,000 timesteps).
-        Needs Adam or AdamW and, on the CPU, a C++ compiler; warns and goes on without where it is not possible.
-        With ``True`` or ``"auto"``, code of your own in the policy's forward pass is read once:
-        what it computes may depend on its inputs, weights and buffers, but not on attributes that change later.
+        where the networks are small, with the same result up to rounding. ``"auto"`` does so on the CPU when ``learn``
+        has 20,000 gradient steps or more ahead (with the other arguments at their defaults: from 128,000 timesteps).
+        On a GPU the step is captured as a CUDA graph too. It needs Adam or AdamW and, on the CPU, a C++ compiler;
+        where it is not possible a warning says why and the step runs as it is. A policy of your own is read once:
+        what it computes may depend on its inputs, weights, buffers and mode, not on other attributes that change later.
     :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
         the reported success rate, mean episode length, and mean reward over
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
@@ -332,7 +332,8 @@ class R2VPO(OnPolicyAlgorithm):
         rollout_size = self.n_steps * self.n_envs
         rollouts_left = 1 + max(0, math.ceil((self._total_timesteps - self.num_timesteps) / rollout_size))
         gradient_steps_left = rollouts_left * self.n_epochs * math.ceil(rollout_size / self.batch_size)
-        return len(self._programs) > 0 or gradient_steps_left >= COMPILE_PAYS_FROM
+        on_cpu = self.device.type == "cpu"
+        return len(self._programs) > 0 or (on_cpu and gradient_steps_left >= COMPILE_PAYS_FROM)
 
     def _current_coefficients(self) -> Coefficients:
         """

@@ -78,7 +78,7 @@ class Twins:
         return {"weights": policy.state_dict(), "dual": self.duals[i].state_dict(), "optimizer": optimizer}
 
     def assert_equal(self) -> None:
-        assert all(program is not None for program in self.programs.values())
+        assert not self.programs.failed
         plain, other = self.state(0), self.state(1)
         th.testing.assert_close(plain["weights"], other["weights"], **tolerance(self.duals[0].value))
         th.testing.assert_close(plain, other, **tolerance(self.duals[0].value))
@@ -211,7 +211,7 @@ def test_learn(monkeypatch):
     for model in (plain, other):
         model.set_random_seed(0)
         model.learn(64 * 4)
-    assert len(n_compiled) == 1 and list(other._programs.values()) != [None]
+    assert len(n_compiled) == 1 and not other._programs.failed
     th.testing.assert_close(weights(plain), weights(other), rtol=1e-3, atol=1e-4)
     th.testing.assert_close(plain.logger.name_to_value, other.logger.name_to_value, rtol=1e-2, atol=1e-3)
     assert other._n_updates == plain._n_updates < 8, "some updates should stop early"

@@ -12,7 +12,7 @@ LOGS ?= logs
 
 SOURCES = sb3_r2vpo hyperparams tests examples benchmarks
 
-.PHONY: install train test test-slow test-cuda check format bench-learning clean
+.PHONY: install train test test-slow test-cuda check format bench-learning bench-train-step clean
 
 install: $(VENV)/installed
 
@@ -47,6 +47,9 @@ format: install
 bench-learning: install
 	$(BIN)/python benchmarks/learning.py run
 	$(BIN)/python benchmarks/learning.py plot
+
+bench-train-step: install
+	$(BIN)/python benchmarks/train_step.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

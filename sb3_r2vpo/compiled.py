@@ -1,7 +1,7 @@
 """The gradient step of `Updater` traced, compiled and, on a GPU, replayed as a CUDA graph."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -115,8 +115,8 @@ def constants(plain: Updater, state: "State", batch: Samples) -> Any:
     policy, dual = plain.policy, plain.dual
     return (
         tuple((id(module), module.training) for module in policy.modules()),
-        tuple((name, p.requires_grad) for name, p in policy.named_parameters()),
-        tuple(state.steps),
+        tuple((id(p), p.requires_grad) for p in policy.parameters()),
+        tuple(id(p) for p in stepped(policy.optimizer)),
         tuple((x.shape, x.stride(), x.dtype, x.device) for x in (*state.to_tensors(), *to_tensors(batch))),
         (dual.learned, dual.dual_lr, tuple(dual.bounds)),
         tuple(value for value in plain.coefficients if not is_number(value)),
@@ -134,17 +134,17 @@ def is_number(coefficient: Any) -> bool:
 
 class State(NamedTuple):
     """
-    All that a program reads or writes besides the minibatch: the very tensors of policy, optimizer and λ, by name.
+    All that a program reads or writes besides the minibatch: the very tensors of policy, λ and optimizer.
 
-    :param parameters: The weights
+    :param weights: The policy's parameters
     :param buffers: λ, and e.g. the statistics of a batch normalization
-    :param steps: The optimizer's counters, of the parameters that it steps, in its order
-    :param coefficients: The numbers among the ``Coefficients``
+    :param steps: The optimizer's counters
+    :param coefficients: The numbers among the ``Coefficients``, in one tensor
     """
 
-    parameters: dict[str, th.Tensor]
-    buffers: dict[str, th.Tensor]
-    steps: dict[str, th.Tensor]
+    weights: list[th.Tensor]
+    buffers: list[th.Tensor]
+    steps: list[th.Tensor]
     coefficients: th.Tensor
 
     @classmethod
@@ -153,46 +153,30 @@ class State(NamedTuple):
         :param plain: The updater of this rollout
         :return: Its state
         """
-        module, optimizer = Backward(plain), plain.policy.optimizer
-        names = {p: name for name, p in module.named_parameters()}
-        in_order = [p for group in optimizer.param_groups for p in stepped(optimizer, group)]
+        policy, dual = plain.policy, plain.dual
         return cls(
-            parameters={name: p.detach() for p, name in names.items()},
-            buffers=dict(module.named_buffers()),
-            steps={names[p]: optimizer.state[p]["step"] for p in in_order},
-            coefficients=plain.dual.value.new_tensor([value for value in plain.coefficients if is_number(value)]),
+            weights=[p.detach() for p in policy.parameters()],
+            buffers=[*policy.buffers(), *dual.buffers()],
+            steps=[policy.optimizer.state[p]["step"] for p in stepped(policy.optimizer)],
+            coefficients=dual.value.new_tensor([value for value in plain.coefficients if is_number(value)]),
         )
 
     def to_tensors(self) -> list[th.Tensor]:
         """
         :return: The tensors in a row
         """
-        return [*self.parameters.values(), *self.buffers.values(), *self.steps.values(), self.coefficients]
+        return [*self.weights, *self.buffers, *self.steps, self.coefficients]
 
-    def like(self, tensors: list[th.Tensor]) -> "State":
+    def like(self, tensors: Sequence[th.Tensor]) -> "State":
         """
+        The inverse of `to_tensors`.
+
         :param tensors: Tensors in a row
-        :return: State of the same names
+        :return: State of the same structure
         """
         rest = iter(tensors)
-        parameters, buffers, steps = ({name: next(rest) for name in group} for group in self[:3])
-        return State(parameters, buffers, steps, coefficients=next(rest))
-
-
-class Backward(nn.Module):
-    """
-    ``Updater.backward`` as a module, so that other tensors can take the place of the policy's and the dual variable's.
-
-    :param plain: The updater of this rollout
-    """
-
-    def __init__(self, plain: Updater) -> None:
-        super().__init__()
-        self.policy = plain.policy
-        self.dual = plain.dual
-
-    def forward(self, coefficients: Coefficients, batch: Samples) -> tuple[th.Tensor, th.Tensor]:
-        return Updater(self.policy, self.dual, coefficients).backward(batch)
+        weights, buffers, steps = ([next(rest) for _ in part] for part in (self.weights, self.buffers, self.steps))
+        return State(weights, buffers, steps, next(rest))
 
 
 def compile_program(plain: Updater, state: State, batch: Samples) -> Program:
@@ -206,25 +190,47 @@ def compile_program(plain: Updater, state: State, batch: Samples) -> Program:
     :param batch: A minibatch
     :return: The program
     """
-    module, n_state = Backward(plain), len(state.to_tensors())
+    policy, dual = plain.policy, plain.dual
+    originals = [*policy.parameters(), *policy.buffers(), *dual.buffers()]
+    n_state = len(state.to_tensors())
 
-    def program(*tensors: th.Tensor) -> tuple[th.Tensor, ...]:
-        parameters, buffers, steps, numbers = state.like(list(tensors[:n_state]))
-        for name, p in module.named_parameters():
-            parameters[name] = parameters[name].detach().requires_grad_(p.requires_grad)
-        rest = iter(numbers.unbind())
-        coefficients = Coefficients._make(next(rest) if is_number(value) else value for value in plain.coefficients)
-        arguments = (coefficients, from_tensors(tensors[n_state:], like=batch))
-        accept, metrics = th.func.functional_call(module, {**parameters, **buffers}, arguments)
-        for step in steps.values():
+    def program(*tensors: th.Tensor) -> tuple[th.Tensor | None, ...]:
+        traced = state.like(tensors[:n_state])
+        leaves = [w.detach().requires_grad_(p.requires_grad) for w, p in zip(traced.weights, policy.parameters(), strict=True)]
+        numbers = iter(traced.coefficients.unbind())
+        coefficients = Coefficients._make(next(numbers) if is_number(value) else value for value in plain.coefficients)
+        replacements = dict(zip(originals, [*leaves, *traced.buffers], strict=True))
+        with replaced(replacements, policy, dual):
+            accept, metrics = Updater(policy, dual, coefficients).backward(from_tensors(tensors[n_state:], like=batch))
+        for step in traced.steps:
             step.add_(accept)
-        return *(parameters[name].grad for name in steps), (~accept).float(), metrics
+        return *(replacements[p].grad for p in stepped(policy.optimizer)), (~accept).float(), metrics
 
     inputs: list[Any] = [*state.to_tensors(), *to_tensors(batch)]
     with without_validation():
         graph = make_fx(program, tracing_mode="fake")(*inputs)
     # Calling some thirty small kernels from Python would take a quarter of the time; a CUDA graph needs no caller
-    return th._inductor.compile(graph, inputs, options={"cpp_wrapper": not plain.dual.value.is_cuda})
+    return th._inductor.compile(graph, inputs, options={"cpp_wrapper": not dual.value.is_cuda})
+
+
+@contextmanager
+def replaced(replacements: dict[th.Tensor, th.Tensor], *modules: nn.Module) -> Iterator[None]:
+    """
+    Other tensors in the place of parameters and buffers. ``th.func.functional_call`` would not put them back where
+    modules are known by several names, like SB3's features extractors.
+
+    :param replacements: The tensor for each parameter and buffer
+    :param modules: The modules to change
+    """
+    stores: list[Any] = [store for module in modules for m in module.modules() for store in (m._parameters, m._buffers)]
+    before = [dict(store) for store in stores]
+    try:
+        for store in stores:
+            store.update({name: replacements[x] for name, x in store.items() if x is not None})
+        yield
+    finally:
+        for store, tensors in zip(stores, before, strict=True):
+            store.update(tensors)
 
 
 @contextmanager
@@ -268,18 +274,20 @@ def create_optimizer_state(plain: Updater, batch: Samples) -> None:
     if all(p in optimizer.state for p in policy.parameters() if p.requires_grad):
         return
     optimizer.zero_grad()
+    training = policy.training
+    policy.set_training_mode(False)  # Leaves the statistics of batch normalizations alone
     plain.evaluate(batch)[0].backward()
+    policy.set_training_mode(training)
     step_if(optimizer, th.zeros((), dtype=th.bool, device=plain.dual.value.device))
     optimizer.zero_grad()
 
 
-def stepped(optimizer: th.optim.Optimizer, group: dict[str, Any]) -> list[nn.Parameter]:
+def stepped(optimizer: th.optim.Optimizer) -> list[nn.Parameter]:
     """
     :param optimizer: The policy's optimizer
-    :param group: One of its parameter groups
-    :return: The group's parameters that get gradients
+    :return: The parameters that get gradients
     """
-    return [p for p in group["params"] if p.requires_grad and p in optimizer.state]
+    return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad and p in optimizer.state]
 
 
 class FusedAdam:
@@ -291,15 +299,17 @@ class FusedAdam:
 
     def __init__(self, optimizer: th.optim.Optimizer) -> None:
         self.kernels = []
-        n_gradients = 0
+        params = stepped(optimizer)
+        start = 0
         for group in optimizer.param_groups:
-            params = stepped(optimizer, group)
-            self.kernels.append((fused_adam(optimizer, group, params), slice(n_gradients, n_gradients + len(params))))
-            n_gradients += len(params)
+            in_group = {id(p) for p in group["params"]}
+            end = start + sum(id(p) in in_group for p in params)
+            self.kernels.append((fused_adam(optimizer, group, params[start:end]), slice(start, end)))
+            start = end
 
     def __call__(self, gradients: list[th.Tensor], found_inf: th.Tensor) -> None:
         """
-        :param gradients: Gradients in the order of the optimizer
+        :param gradients: Gradients of the stepped parameters
         :param found_inf: One where nothing is to be done, else zero
         """
         for kernel, group in self.kernels:
@@ -322,13 +332,9 @@ def fused_adam(optimizer: th.optim.Optimizer, group: dict[str, Any], params: lis
         exp_avg_sqs=[s["exp_avg_sq"] for s in state],
         max_exp_avg_sqs=[s["max_exp_avg_sq"] for s in state] if group["amsgrad"] else [],
         state_steps=[s["step"] for s in state],
-        lr=group["lr"],
         beta1=group["betas"][0],
         beta2=group["betas"][1],
-        weight_decay=group["weight_decay"],
-        eps=group["eps"],
-        amsgrad=group["amsgrad"],
-        maximize=group["maximize"],
+        **{name: group[name] for name in ("lr", "weight_decay", "eps", "amsgrad", "maximize")},
     )
 
 

@@ -11,7 +11,9 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, RolloutBufferSamples
+from torch import nn
 
 from sb3_r2vpo import R2VPO, NonFiniteUpdateError, compiled
 from sb3_r2vpo.compiled import CompiledUpdater, Programs
@@ -24,9 +26,28 @@ BOX = spaces.Box(-1.0, 1.0, (3,))
 DICT = spaces.Dict({"position": spaces.Box(-1.0, 1.0, (2,)), "mode": spaces.Discrete(3)})
 COEFFICIENTS = Coefficients(target_var=0.02, ent_coef=0.01, vf_coef=0.5, max_grad_norm=0.5)
 
+
+class OneLayer(BaseFeaturesExtractor):
+    """Weights in a module that SB3 knows by three names."""
+
+    def __init__(self, observation_space: spaces.Space, batch_norm: bool = False) -> None:
+        super().__init__(observation_space, features_dim=4)
+        self.layer = nn.Linear(3, 4)
+        self.norm = nn.BatchNorm1d(4) if batch_norm else nn.Identity()
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.norm(self.layer(observations.to(self.layer.weight.dtype)))
+
+
 #: Observation space, action space, arguments of the policy, coefficients
 CASES: dict[str, tuple[spaces.Space, spaces.Space, dict[str, Any], dict[str, Any]]] = {
-    "box": (BOX, BOX, {}, {}),
+    "box": (BOX, BOX, {"features_extractor_class": OneLayer}, {}),
+    "batch_norm": (
+        BOX,
+        BOX,
+        {"features_extractor_class": OneLayer, "features_extractor_kwargs": {"batch_norm": True}},
+        {},
+    ),
     "discrete": (BOX, spaces.Discrete(3), {}, {}),
     "multi_discrete": (BOX, spaces.MultiDiscrete([2, 3]), {}, {}),
     "multi_binary": (spaces.Discrete(4), spaces.MultiBinary(3), {}, {}),
@@ -111,8 +132,10 @@ def make_samples(policy: ActorCriticPolicy) -> Samples:
         samples_class: Any = DictRolloutBufferSamples
     else:
         obs, samples_class = th.as_tensor(np.array(observations), device=device), RolloutBufferSamples
+    policy.set_training_mode(False)
     with th.no_grad():
         actions, values, log_prob = policy(obs)
+    policy.set_training_mode(True)
     actions = actions.reshape(N_SAMPLES, -1).to(th.get_default_dtype())
     advantages, returns = th.randn(2, N_SAMPLES, device=device)
     return samples_class(obs, actions, values.flatten(), log_prob, advantages, returns)
@@ -151,6 +174,7 @@ def test_compiled_equals_plain(float64):
     assert len(twins.programs) == 1
 
     # Nothing of the tracing stays in the policy
+    assert all(type(p) is nn.Parameter for p in twins.policies[1].parameters())
     policy = copy.deepcopy(twins.policies[1])
     policy(twins.samples.observations)
     # Programs stay where they are

@@ -9,6 +9,7 @@ Everything that ``train()`` does counts: minibatches, gradient steps, logging. C
 
 import argparse
 import json
+import math
 import statistics
 import time
 from pathlib import Path
@@ -24,8 +25,6 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from sb3_r2vpo import R2VPO
 
-#: In a rollout, 10 epochs of them make one call of `train()`
-N_MINIBATCHES = 8
 RESULTS = Path(__file__).parent / "results" / "train_step.json"
 
 
@@ -52,7 +51,7 @@ def make_models(batch_size: int, args: argparse.Namespace) -> dict[str, OnPolicy
     # So small a learning rate keeps the policy where it is, over any number of repeats
     shared: dict[str, Any] = dict(
         policy="MlpPolicy",
-        n_steps=N_MINIBATCHES * batch_size,
+        n_steps=max(2048, 8 * batch_size),
         batch_size=batch_size,
         learning_rate=1e-7,
         policy_kwargs=dict(net_arch=args.net_arch),
@@ -96,8 +95,8 @@ def measure(batch_size: int, args: argparse.Namespace) -> list[dict[str, Any]]:
     milliseconds: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(args.repeats):
         for name, model in models.items():
-            n_steps = N_MINIBATCHES * model.n_epochs  # type: ignore[attr-defined]
-            milliseconds[name].append(1000 * timed(model.train) / n_steps)
+            n_minibatches = model.n_epochs * math.ceil(model.n_steps / batch_size)  # type: ignore[attr-defined]
+            milliseconds[name].append(1000 * timed(model.train) / n_minibatches)
     # Ratios within a repeat: whatever else the machine does then, it does to all of them
     ratios = {
         name: [ppo / own for ppo, own in zip(milliseconds["PPO"], times, strict=True)] for name, times in milliseconds.items()

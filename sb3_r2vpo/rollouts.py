@@ -65,11 +65,10 @@ def shuffled_minibatches(samples: Samples, batch_size: int) -> Iterator[Samples]
     :param batch_size: Minibatch size, the last minibatch may be smaller
     :return: Minibatches
     """
-    n_samples = len(samples.actions)
-    permutation = th.as_tensor(np.random.permutation(n_samples), device=samples.actions.device)
+    permutation = th.as_tensor(np.random.permutation(len(samples.actions)), device=samples.actions.device)
     shuffled = index(samples, permutation)
-    for start in range(0, n_samples, batch_size):
-        yield index(shuffled, slice(start, start + batch_size))
+    for minibatch in zip(*(tensor.split(batch_size) for tensor in to_tensors(shuffled)), strict=True):
+        yield from_tensors(minibatch, like=samples)
 
 
 def index(samples: Samples, indices: th.Tensor | slice) -> Samples:

@@ -12,7 +12,7 @@ LOGS ?= logs
 
 SOURCES = sb3_r2vpo hyperparams tests examples benchmarks
 
-.PHONY: install train test test-slow test-cuda check format bench-learning bench-train-step clean
+.PHONY: install train test test-slow test-cuda check format bench-learning bench-speed clean
 
 install: $(VENV)/installed
 
@@ -48,8 +48,11 @@ bench-learning: install
 	$(BIN)/python benchmarks/learning.py run
 	$(BIN)/python benchmarks/learning.py plot
 
-bench-train-step: install
-	$(BIN)/python benchmarks/train_step.py
+# SBX (JAX) and Gymnasium's DeepMind Control environments are only needed here
+bench-speed: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[benchmarks]"
+	$(BIN)/python benchmarks/speed.py run
+	$(BIN)/python benchmarks/speed.py plot
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

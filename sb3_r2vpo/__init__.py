@@ -1,5 +1,6 @@
 from sb3_r2vpo.callbacks import RatioHistogramCallback
-from sb3_r2vpo.r2vpo import R2VPO, NonFiniteUpdateError
+from sb3_r2vpo.nonfinite import NonFiniteUpdateError
+from sb3_r2vpo.r2vpo import R2VPO
 from sb3_r2vpo.vec_env import EnvPoolVecEnv, make_envpool_vec_env
 from sb3_r2vpo.version import __version__
 

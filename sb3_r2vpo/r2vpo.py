@@ -19,6 +19,7 @@ from stable_baselines3.common.utils import explained_variance
 from sb3_r2vpo.arguments import as_schedule, check_bounds, check_integer, check_number, check_schedule, is_number
 from sb3_r2vpo.compiled import CompiledUpdater, Programs
 from sb3_r2vpo.dual import DualVariable, parse_auto
+from sb3_r2vpo.nonfinite import check_finite
 from sb3_r2vpo.rollouts import minibatch_source
 from sb3_r2vpo.updater import Coefficients, Metrics, Updater, use_fused_adam
 
@@ -29,10 +30,6 @@ MIN_TARGET_VAR = 1e-8
 #: With `compile="auto"`: how many gradient steps earn back the time that compiling takes. Measured: 10 s to compile,
 #: 0.8 ms saved per step with the default policy and batch size, so 12,000 steps; more with larger batches.
 COMPILE_PAYS_FROM = 20_000
-
-
-class NonFiniteUpdateError(ValueError):
-    """A loss or gradient was NaN or infinite. The minibatch was skipped, the weights are as good as before it."""
 
 
 class R2VPO(OnPolicyAlgorithm):
@@ -373,7 +370,7 @@ class R2VPO(OnPolicyAlgorithm):
         :raises NonFiniteUpdateError: When a minibatch had to be skipped
         """
         steps = th.stack([step for epoch in metrics for step in epoch]).cpu().numpy()
-        self._check_finite(steps)
+        check_finite(steps, self.rollout_buffer, self.num_timesteps)
         every = Metrics(*steps.T)
         last_epoch = Metrics(*steps[-len(metrics[-1]) :].T)
         explained_var = explained_variance(self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten())
@@ -394,32 +391,6 @@ class R2VPO(OnPolicyAlgorithm):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         if coefficients.clip_range_vf is not None:
             self.logger.record("train/clip_range_vf", coefficients.clip_range_vf)
-
-    def _check_finite(self, steps: np.ndarray) -> None:
-        """
-        :param steps: Metrics, of shape (n_gradient_steps, n_metrics)
-        :raises NonFiniteUpdateError: When a loss or gradient was not finite
-        """
-        finite = np.isfinite(steps)
-        skipped = np.flatnonzero(~(Metrics(*finite.T).loss & Metrics(*finite.T).gradient_norm))
-        if len(skipped) == 0:
-            return
-        buffer = self.rollout_buffer
-        arrays = {"rewards": buffer.rewards, "returns": buffer.returns, "values": buffer.values, "actions": buffer.actions}
-        observations = buffer.observations if isinstance(buffer.observations, dict) else {"observations": buffer.observations}
-        in_rollout = [name for name, array in {**observations, **arrays}.items() if not np.isfinite(array).all()]
-        in_step = [name.replace("_", " ") for name, ok in zip(Metrics._fields, finite[skipped[0]], strict=True) if not ok]
-        raise NonFiniteUpdateError(
-            f"{' and '.join(in_step)} not finite in gradient step {skipped[0] + 1} of {len(steps)} "
-            f"after {self.num_timesteps} timesteps ({len(skipped)} such steps). "
-            f"Not finite in the rollout: {', '.join(in_rollout) or 'nothing'}. "
-            "Those steps were skipped, weights, optimizer state and `var_coef` are finite. "
-            + (
-                "Look for the source in the environment, e.g. with VecCheckNan."
-                if in_rollout
-                else "Try a lower `learning_rate`, a lower `max_grad_norm` or a lower `target_var`."
-            )
-        )
 
     def learn(
         self: SelfR2VPO,

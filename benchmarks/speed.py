@@ -1,0 +1,430 @@
+"""
+Speed of R2VPO beside SB3's PPO and SBX's (JAX), all in one run on one machine.
+
+    python benchmarks/speed.py run                  # writes benchmarks/results/speed_<device>.json
+    python benchmarks/speed.py run --device cuda
+    python benchmarks/speed.py plot                 # docs/images/speed.png, the tables of README.md
+
+Every implementation runs in a process of its own, with one thread for its arithmetic. The processes take turns, so
+that a machine whose speed drifts does not favour one.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import date
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from readme import replace_in_readme
+from tqdm import tqdm
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PICTURE = ROOT / "docs" / "images" / "speed.png"
+
+N_ENVS = 8
+N_EPOCHS = 10
+BATCH_SIZES = (64, 256, 1024, 2048, 4096)
+NETWORKS = ((64, 64), (256, 256))
+#: Environment id of each task by the way it is stepped; all but EnvPool's are Gymnasium's
+TASKS = {
+    "HalfCheetah-v5": {"gymnasium": "HalfCheetah-v5", "envpool": "HalfCheetah-v5"},
+    "cheetah-run (DM Control)": {"gymnasium": "dm_control/cheetah-run-v0", "envpool": "CheetahRun-v1"},
+}
+#: Implementation and vectorized environment, end to end
+END_TO_END = (
+    ("SB3 PPO", "dummy"),
+    ("SB3 PPO", "subproc"),
+    ("SBX PPO", "dummy"),
+    ("SBX PPO", "subproc"),
+    ("R2VPO plain", "dummy"),
+    ("R2VPO compiled", "dummy"),
+    ("R2VPO compiled", "envpool"),
+)
+IMPLEMENTATIONS = ("SB3 PPO", "SBX PPO", "R2VPO plain", "R2VPO compiled")
+PACKAGES = ("stable_baselines3", "sbx-rl", "torch", "jax", "gymnasium", "mujoco", "dm_control", "envpool")
+#: One thread each; for JAX there is no such variable, but its pool can be told
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
+    "NPROC": "1",
+}
+
+
+# --- In the process of one implementation
+
+
+def make_model(implementation: str, env: Any, device: str, network: tuple[int, ...] = (64, 64), **kwargs: Any) -> Any:
+    """
+    :param implementation: One of ``IMPLEMENTATIONS``
+    :param env: Vectorized environment
+    :param device: cpu or cuda
+    :param network: Hidden layers of policy and value function
+    :return: A model with PPO's default hyperparameters
+    """
+    kwargs.update(policy_kwargs=dict(net_arch=list(network)), n_epochs=N_EPOCHS, seed=0)
+    if implementation == "SBX PPO":
+        from sbx import PPO as SBXPPO
+
+        return SBXPPO("MlpPolicy", env, **kwargs)
+    if implementation == "SB3 PPO":
+        from stable_baselines3 import PPO
+
+        return PPO("MlpPolicy", env, device=device, **kwargs)
+    from sb3_r2vpo import R2VPO
+
+    return R2VPO("MlpPolicy", env, device=device, compile=implementation == "R2VPO compiled", **kwargs)
+
+
+def random_vec_env() -> Any:
+    """
+    :return: Vectorized environment with the spaces of HalfCheetah-v5 that costs next to nothing
+    """
+    import gymnasium as gym
+    import numpy as np
+    from stable_baselines3.common.env_util import make_vec_env
+
+    class RandomEnv(gym.Env):
+        observation_space = gym.spaces.Box(-np.inf, np.inf, (17,))
+        action_space = gym.spaces.Box(-1.0, 1.0, (6,))
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            return self.np_random.normal(size=17).astype(np.float32), {}
+
+        def step(self, action):
+            obs = self.np_random.normal(size=17).astype(np.float32)
+            return obs, float(self.np_random.normal()), bool(self.np_random.random() < 1e-3), False, {}
+
+    return make_vec_env(RandomEnv, n_envs=N_ENVS)
+
+
+@cache
+def model_on_random_data(implementation: str, device: str, batch_size: int, network: tuple[int, ...]) -> Any:
+    """
+    :return: A model with a full rollout buffer, everything compiled
+    """
+    n_steps = max(2048, 4 * batch_size) // N_ENVS
+    # So small a learning rate keeps the policy where it is, however often it is updated on the same rollout
+    settings: dict[str, Any] = dict(n_steps=n_steps, batch_size=batch_size, learning_rate=1e-7)
+    model = make_model(implementation, random_vec_env(), device, network, **settings)
+    return model.learn(n_steps * N_ENVS)
+
+
+def minibatch_seconds(implementation: str, device: str, batch_size: int, network: list[int]) -> float:
+    """
+    :return: Seconds of ``train()`` per minibatch, everything in it included
+    """
+    model = model_on_random_data(implementation, device, batch_size, tuple(network))
+    n_minibatches = N_EPOCHS * model.n_steps * N_ENVS // batch_size
+    start = time.perf_counter()
+    model.train()
+    return (time.perf_counter() - start) / n_minibatches
+
+
+@cache
+def model_on_task(implementation: str, device: str, task: str, vec_env: str) -> Any:
+    """
+    :return: A model that has learned for one rollout, so that everything is compiled
+    """
+    import gymnasium as gym
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+
+    env: VecEnv
+    if vec_env == "envpool":
+        from sb3_r2vpo.vec_env import make_envpool_vec_env
+
+        env = make_envpool_vec_env(TASKS[task]["envpool"], n_envs=N_ENVS, seed=0)
+    else:
+        env_id = TASKS[task]["gymnasium"]
+        if env_id.startswith("dm_control/"):
+            import shimmy
+
+            gym.register_envs(shimmy)
+        env = make_vec_env(
+            env_id,
+            n_envs=N_ENVS,
+            seed=0,
+            wrapper_class=gym.wrappers.FlattenObservation,
+            vec_env_cls={"dummy": DummyVecEnv, "subproc": SubprocVecEnv}[vec_env],  # type: ignore[arg-type]
+        )
+    model = make_model(implementation, env, device, n_steps=2048 // N_ENVS, batch_size=64)
+    return model.learn(2048)
+
+
+def steps_per_second(implementation: str, device: str, task: str, vec_env: str) -> float:
+    """
+    :return: Environment steps per second of ``learn()``, over five rollouts
+    """
+    model = model_on_task(implementation, device, task, vec_env)
+    start = time.perf_counter()
+    model.learn(5 * 2048, reset_num_timesteps=False)
+    return 5 * 2048 / (time.perf_counter() - start)
+
+
+def footprint(implementation: str, device: str) -> dict[str, float]:
+    """
+    To be asked of a fresh process.
+
+    :return: By how many seconds the first rollout with its update is slower than the second,
+        and the peak memory of the process in MiB
+    """
+    model = make_model(implementation, random_vec_env(), device, n_steps=2048 // N_ENVS, batch_size=64)
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        model.learn(2048)
+        seconds.append(time.perf_counter() - start)
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return dict(compile_seconds=seconds[0] - seconds[1], peak_mib=peak_mib)
+
+
+def answer_jobs(implementation: str, device: str) -> None:
+    """
+    Read jobs from standard input, one JSON object a line, and answer each with a line.
+    """
+    import torch as th
+
+    th.set_num_threads(1)
+    measures: dict[str, Callable[..., Any]] = dict(
+        minibatch_seconds=minibatch_seconds, steps_per_second=steps_per_second, footprint=footprint
+    )
+    for line in sys.stdin:
+        job = json.loads(line)
+        print("answer", json.dumps(measures[job.pop("measure")](implementation, device, **job)), flush=True)
+
+
+# --- In the process that lets them take turns
+
+
+class Worker:
+    """
+    The process of one implementation.
+
+    :param implementation: One of ``IMPLEMENTATIONS``
+    :param device: cpu or cuda
+    :param environment: More environment variables
+    """
+
+    def __init__(self, implementation: str, device: str, environment: dict[str, str] | None = None) -> None:
+        self.name = implementation
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "worker", "--implementation", implementation, "--device", device],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, **ONE_THREAD, **(environment or {})},
+        )
+
+    def ask(self, measure: str, **job: Any) -> Any:
+        """
+        :param measure: Name of the function to call
+        :param job: Its arguments
+        :return: Its answer
+        """
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps(dict(measure=measure, **job)) + "\n")
+        self.process.stdin.flush()
+        for line in self.process.stdout:
+            if line.startswith("answer "):
+                return json.loads(line.removeprefix("answer "))
+        raise RuntimeError(f"{self.name} ended while measuring {measure} {job}")
+
+    def close(self) -> None:
+        """End the process."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def run(device: str, repeats: int) -> None:
+    """
+    Measure everything and write the results file.
+
+    :param device: cpu or cuda
+    :param repeats: How often each figure is taken, after one that does not count
+    """
+    # Footprints first, each in a process and with a compiler cache of its own
+    footprints = {}
+    for implementation in IMPLEMENTATIONS:
+        with tempfile.TemporaryDirectory() as cache_dir:
+            worker = Worker(implementation, device, {"TORCHINDUCTOR_CACHE_DIR": cache_dir})
+            footprints[implementation] = worker.ask("footprint")
+            worker.close()
+        print(implementation, footprints[implementation], flush=True)
+
+    workers = {implementation: Worker(implementation, device) for implementation in IMPLEMENTATIONS}
+    minibatches = [
+        dict(implementation=implementation, batch_size=batch_size, network=network)
+        for network in NETWORKS
+        for batch_size in BATCH_SIZES
+        for implementation in IMPLEMENTATIONS
+    ]
+    learning = [dict(implementation=i, task=task, vec_env=vec_env) for task in TASKS for i, vec_env in END_TO_END]
+    results = dict(
+        date=date.today().isoformat(),
+        machine=machine(device),
+        versions={name: version(name) for name in PACKAGES},
+        settings=dict(n_envs=N_ENVS, n_epochs=N_EPOCHS, repeats=repeats, threads=1),
+        footprint=footprints,
+        minibatch_seconds=take_turns(workers, "minibatch_seconds", minibatches, repeats),
+        steps_per_second=take_turns(workers, "steps_per_second", learning, repeats),
+    )
+    for worker in workers.values():
+        worker.close()
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"speed_{device}.json").write_text(json.dumps(results, indent=1) + "\n")
+
+
+def take_turns(workers: dict[str, Worker], measure: str, jobs: list[dict[str, Any]], repeats: int) -> list[dict[str, Any]]:
+    """
+    :param workers: By implementation
+    :param measure: Name of the function to call
+    :param jobs: Its arguments, with the implementation
+    :param repeats: How often each job is measured, all of them in turn, after a first round that does not count
+    :return: The jobs with their values and median
+    """
+    values: list[list[float]] = [[] for _ in jobs]
+    for turn in tqdm(range(repeats + 1), desc=measure):
+        for job, taken in zip(jobs, values, strict=True):
+            arguments = {key: value for key, value in job.items() if key != "implementation"}
+            value = workers[job["implementation"]].ask(measure, **arguments)
+            if turn > 0:
+                taken.append(value)
+    return [dict(**job, median=statistics.median(taken), values=taken) for job, taken in zip(jobs, values, strict=True)]
+
+
+def machine(device: str) -> str:
+    """
+    :param device: cpu or cuda
+    :return: The processor or the card in words
+    """
+    if device == "cuda":
+        import torch as th
+
+        return th.cuda.get_device_name()
+    cpuinfo = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+
+
+# --- From the results to pictures and tables
+
+
+def minibatch_table(results: dict[str, Any]) -> str:
+    """
+    :param results: The results file
+    :return: Markdown: milliseconds per minibatch, and how many times as fast as SB3's PPO
+    """
+    lines = [
+        "| `train()`, ms per minibatch | " + " | ".join(IMPLEMENTATIONS) + " |",
+        "|---" * (1 + len(IMPLEMENTATIONS)) + "|",
+    ]
+    for network in NETWORKS:
+        for batch_size in BATCH_SIZES:
+            rows = {
+                row["implementation"]: row["median"] * 1000
+                for row in results["minibatch_seconds"]
+                if row["batch_size"] == batch_size and tuple(row["network"]) == network
+            }
+            cells = [f"{rows[i]:.2f} ({rows['SB3 PPO'] / rows[i]:.1f}×)" for i in IMPLEMENTATIONS]
+            lines.append(f"| {network[0]}-{network[1]}, batch {batch_size} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def end_to_end(results: dict[str, Any], task: str) -> dict[str, float]:
+    """
+    :param results: The results file
+    :param task: One of ``TASKS``
+    :return: Steps per second of each implementation, with the better of Gymnasium's vectorized environments and with EnvPool
+    """
+    best: dict[str, float] = {}
+    for row in results["steps_per_second"]:
+        if row["task"] == task:
+            label = row["implementation"] + (" + EnvPool" if row["vec_env"] == "envpool" else "")
+            best[label] = max(best.get(label, 0.0), row["median"])
+    return best
+
+
+def end_to_end_table(results: dict[str, Any]) -> str:
+    """
+    :param results: The results file
+    :return: Markdown: environment steps per second, and how many times as fast as SB3's PPO
+    """
+    columns = list(end_to_end(results, next(iter(TASKS))))
+    lines = ["| `learn()`, steps per second | " + " | ".join(columns) + " |", "|---" * (1 + len(columns)) + "|"]
+    for task in TASKS:
+        speeds = end_to_end(results, task)
+        cells = [f"{speeds[c]:,.0f} ({speeds[c] / speeds['SB3 PPO']:.1f}×)" for c in columns]
+        lines.append(f"| {task} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def plot() -> None:
+    """Draw the bars of the CPU results and put the tables into the README."""
+    from matplotlib.figure import Figure
+
+    results = json.loads((RESULTS / "speed_cpu.json").read_text())
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    axes = figure.subplots(1, len(TASKS))
+    for ax, task in zip(axes, TASKS, strict=True):
+        speeds = end_to_end(results, task)
+        colors = ["tab:red" if label.startswith("R2VPO") else "tab:gray" for label in speeds]
+        bars = ax.barh(list(speeds), list(speeds.values()), color=colors)
+        ax.bar_label(bars, labels=[f"{speed / speeds['SB3 PPO']:.1f}×" for speed in speeds.values()], padding=3)
+        ax.invert_yaxis()
+        ax.margins(x=0.12)
+        ax.set(title=task, xlabel="environment steps per second")
+    figure.savefig(PICTURE, dpi=120)
+    replace_in_readme("speed", f"{minibatch_table(results)}\n\n{end_to_end_table(results)}\n\n{footprint_sentence(results)}")
+
+
+def footprint_sentence(results: dict[str, Any]) -> str:
+    """
+    :param results: The results file
+    :return: Compile time, break-even and memory, in words
+    """
+    foot = results["footprint"]
+    seconds = {
+        row["implementation"]: row["median"]
+        for row in results["minibatch_seconds"]
+        if row["batch_size"] == 64 and tuple(row["network"]) == (64, 64)
+    }
+    compile_seconds = foot["R2VPO compiled"]["compile_seconds"]
+    minibatches = compile_seconds / (seconds["R2VPO plain"] - seconds["R2VPO compiled"])
+    memory = ", ".join(f"{name} {foot[name]['peak_mib']:.0f} MiB" for name in IMPLEMENTATIONS)
+    return (
+        f"Compiling takes {compile_seconds:.0f} s once and is earned back after {minibatches:,.0f} minibatches of 64, "
+        f"which are {minibatches * 64 / N_EPOCHS:,.0f} environment steps. Peak memory: {memory}. "
+        f"{results['machine']}, one thread, {results['date']}, torch {results['versions']['torch']}, "
+        f"JAX {results['versions']['jax']}; medians of {results['settings']['repeats']}."
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["run", "plot", "worker"])
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--implementation", choices=IMPLEMENTATIONS, help="of a worker")
+    args = parser.parse_args()
+    if args.command == "run":
+        run(args.device, args.repeats)
+    elif args.command == "plot":
+        plot()
+    else:
+        answer_jobs(args.implementation, args.device)

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from datetime import date
 from functools import cache
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,26 @@ END_TO_END = (
     ("R2VPO compiled", "envpool"),
 )
 IMPLEMENTATIONS = ("SB3 PPO", "SBX PPO", "R2VPO plain", "R2VPO compiled")
+#: What is measured, by the name of the function
+JOBS: dict[str, list[dict[str, Any]]] = {
+    "matrix_product_seconds": [
+        dict(implementation="R2VPO plain", batch_size=batch_size, network=network)
+        for network in NETWORKS
+        for batch_size in BATCH_SIZES
+    ],
+    "minibatch_seconds": [
+        dict(implementation=implementation, batch_size=batch_size, network=network)
+        for network in NETWORKS
+        for batch_size in BATCH_SIZES
+        for implementation in IMPLEMENTATIONS
+    ],
+    "steps_per_second": [
+        dict(implementation=implementation, task=task, vec_env=vec_env)
+        for task in TASKS
+        for implementation, vec_env in END_TO_END
+    ],
+}
+PARTS = ("footprint", *JOBS)
 PACKAGES = ("stable_baselines3", "sbx-rl", "torch", "jax", "gymnasium", "mujoco", "dm_control", "envpool")
 #: One thread each; for JAX there is no such variable, but its pool can be told
 ONE_THREAD = {
@@ -149,20 +170,38 @@ def model_on_task(implementation: str, device: str, task: str, vec_env: str) -> 
 
         env = make_envpool_vec_env(TASKS[task]["envpool"], n_envs=N_ENVS, seed=0)
     else:
-        env_id = TASKS[task]["gymnasium"]
-        if env_id.startswith("dm_control/"):
+
+        def make_env() -> gym.Env:
+            # In the process of the environment, which knows of no registration elsewhere
             import shimmy
 
             gym.register_envs(shimmy)
-        env = make_vec_env(
-            env_id,
-            n_envs=N_ENVS,
-            seed=0,
-            wrapper_class=gym.wrappers.FlattenObservation,
-            vec_env_cls={"dummy": DummyVecEnv, "subproc": SubprocVecEnv}[vec_env],  # type: ignore[arg-type]
-        )
+            return gym.wrappers.FlattenObservation(gym.make(TASKS[task]["gymnasium"]))
+
+        vec_env_cls = {"dummy": DummyVecEnv, "subproc": SubprocVecEnv}[vec_env]
+        env = make_vec_env(make_env, n_envs=N_ENVS, seed=0, vec_env_cls=vec_env_cls)  # type: ignore[arg-type]
     model = make_model(implementation, env, device, n_steps=2048 // N_ENVS, batch_size=64)
     return model.learn(2048)
+
+
+def matrix_product_seconds(implementation: str, device: str, batch_size: int, network: list[int]) -> float:
+    """
+    :return: Seconds that the matrix products alone of a minibatch take, forwards and backwards, of policy and value network
+    """
+    import torch as th
+
+    layers = [pair for n_outputs in (6, 1) for pair in pairwise((17, *network, n_outputs))]
+    operands = [[th.randn(s, device=device) for s in ((batch_size, i), (i, o), (batch_size, o))] for i, o in layers]
+    start = time.perf_counter()
+    for _ in range(1000):
+        for (n_in, _), (x, weight, gradient) in zip(layers, operands, strict=True):
+            th.mm(x, weight)
+            th.mm(x.t(), gradient)
+            if n_in != 17:  # the observations need no gradient
+                th.mm(gradient, weight.t())
+    if device == "cuda":
+        th.cuda.synchronize()
+    return (time.perf_counter() - start) / 1000
 
 
 def steps_per_second(implementation: str, device: str, task: str, vec_env: str) -> float:
@@ -199,12 +238,11 @@ def answer_jobs(implementation: str, device: str) -> None:
     import torch as th
 
     th.set_num_threads(1)
-    measures: dict[str, Callable[..., Any]] = dict(
-        minibatch_seconds=minibatch_seconds, steps_per_second=steps_per_second, footprint=footprint
-    )
+    measures: tuple[Callable[..., Any], ...] = (footprint, matrix_product_seconds, minibatch_seconds, steps_per_second)
+    by_name = {measure.__name__: measure for measure in measures}
     for line in sys.stdin:
         job = json.loads(line)
-        print("answer", json.dumps(measures[job.pop("measure")](implementation, device, **job)), flush=True)
+        print("answer", json.dumps(by_name[job.pop("measure")](implementation, device, **job)), flush=True)
 
 
 # --- In the process that lets them take turns
@@ -225,7 +263,7 @@ class Worker:
             [sys.executable, __file__, "worker", "--implementation", implementation, "--device", device],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=sys.stderr,
             text=True,
             env={**os.environ, **ONE_THREAD, **(environment or {})},
         )
@@ -251,53 +289,51 @@ class Worker:
         self.process.wait()
 
 
-def run(device: str, repeats: int) -> None:
+def run(device: str, repeats: int, parts: list[str]) -> None:
     """
-    Measure everything and write the results file.
+    Measure and write the results file, part by part.
 
     :param device: cpu or cuda
     :param repeats: How often each figure is taken, after one that does not count
+    :param parts: Which of ``PARTS``; the file keeps the others
     """
-    # Footprints first, each in a process and with a compiler cache of its own
-    footprints = {}
+    path = RESULTS / f"speed_{device}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    results = json.loads(path.read_text()) if path.exists() else {}
+    for part in parts:
+        results.update(
+            date=date.today().isoformat(),
+            machine=machine(device),
+            versions={name: version(name) for name in PACKAGES},
+            settings=dict(n_envs=N_ENVS, n_epochs=N_EPOCHS, repeats=repeats, threads=1),
+        )
+        results[part] = footprints(device) if part == "footprint" else take_turns(device, part, JOBS[part], repeats)
+        path.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def footprints(device: str) -> dict[str, dict[str, float]]:
+    """
+    :param device: cpu or cuda
+    :return: The footprint of each implementation, in a process and with a compiler cache of its own
+    """
+    answers = {}
     for implementation in IMPLEMENTATIONS:
         with tempfile.TemporaryDirectory() as cache_dir:
             worker = Worker(implementation, device, {"TORCHINDUCTOR_CACHE_DIR": cache_dir})
-            footprints[implementation] = worker.ask("footprint")
+            answers[implementation] = worker.ask("footprint")
             worker.close()
-        print(implementation, footprints[implementation], flush=True)
-
-    workers = {implementation: Worker(implementation, device) for implementation in IMPLEMENTATIONS}
-    minibatches = [
-        dict(implementation=implementation, batch_size=batch_size, network=network)
-        for network in NETWORKS
-        for batch_size in BATCH_SIZES
-        for implementation in IMPLEMENTATIONS
-    ]
-    learning = [dict(implementation=i, task=task, vec_env=vec_env) for task in TASKS for i, vec_env in END_TO_END]
-    results = dict(
-        date=date.today().isoformat(),
-        machine=machine(device),
-        versions={name: version(name) for name in PACKAGES},
-        settings=dict(n_envs=N_ENVS, n_epochs=N_EPOCHS, repeats=repeats, threads=1),
-        footprint=footprints,
-        minibatch_seconds=take_turns(workers, "minibatch_seconds", minibatches, repeats),
-        steps_per_second=take_turns(workers, "steps_per_second", learning, repeats),
-    )
-    for worker in workers.values():
-        worker.close()
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"speed_{device}.json").write_text(json.dumps(results, indent=1) + "\n")
+    return answers
 
 
-def take_turns(workers: dict[str, Worker], measure: str, jobs: list[dict[str, Any]], repeats: int) -> list[dict[str, Any]]:
+def take_turns(device: str, measure: str, jobs: list[dict[str, Any]], repeats: int) -> list[dict[str, Any]]:
     """
-    :param workers: By implementation
+    :param device: cpu or cuda
     :param measure: Name of the function to call
     :param jobs: Its arguments, with the implementation
     :param repeats: How often each job is measured, all of them in turn, after a first round that does not count
     :return: The jobs with their values and median
     """
+    workers = {implementation: Worker(implementation, device) for implementation in IMPLEMENTATIONS}
     values: list[list[float]] = [[] for _ in jobs]
     for turn in tqdm(range(repeats + 1), desc=measure):
         for job, taken in zip(jobs, values, strict=True):
@@ -305,6 +341,8 @@ def take_turns(workers: dict[str, Worker], measure: str, jobs: list[dict[str, An
             value = workers[job["implementation"]].ask(measure, **arguments)
             if turn > 0:
                 taken.append(value)
+    for worker in workers.values():
+        worker.close()
     return [dict(**job, median=statistics.median(taken), values=taken) for job, taken in zip(jobs, values, strict=True)]
 
 
@@ -330,20 +368,31 @@ def minibatch_table(results: dict[str, Any]) -> str:
     :param results: The results file
     :return: Markdown: milliseconds per minibatch, and how many times as fast as SB3's PPO
     """
-    lines = [
-        "| `train()`, ms per minibatch | " + " | ".join(IMPLEMENTATIONS) + " |",
-        "|---" * (1 + len(IMPLEMENTATIONS)) + "|",
-    ]
+    columns = (*IMPLEMENTATIONS, "matrix products alone")
+    lines = ["| `train()`, ms per minibatch | " + " | ".join(columns) + " |", "|---" * (1 + len(columns)) + "|"]
     for network in NETWORKS:
         for batch_size in BATCH_SIZES:
-            rows = {
-                row["implementation"]: row["median"] * 1000
-                for row in results["minibatch_seconds"]
-                if row["batch_size"] == batch_size and tuple(row["network"]) == network
-            }
-            cells = [f"{rows[i]:.2f} ({rows['SB3 PPO'] / rows[i]:.1f}×)" for i in IMPLEMENTATIONS]
+            rows = minibatch_medians(results, "minibatch_seconds", batch_size, network)
+            cells = [f"{1000 * rows[i]:.2f} ({rows['SB3 PPO'] / rows[i]:.1f}×)" for i in IMPLEMENTATIONS]
+            (floor,) = minibatch_medians(results, "matrix_product_seconds", batch_size, network).values()
+            cells.append(f"{1000 * floor:.2f}")
             lines.append(f"| {network[0]}-{network[1]}, batch {batch_size} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def minibatch_medians(results: dict[str, Any], part: str, batch_size: int, network: tuple[int, ...]) -> dict[str, float]:
+    """
+    :param results: The results file
+    :param part: One of ``PARTS`` that measures minibatches
+    :param batch_size: Minibatch size
+    :param network: Hidden layers
+    :return: Seconds by implementation
+    """
+    return {
+        row["implementation"]: row["median"]
+        for row in results[part]
+        if row["batch_size"] == batch_size and tuple(row["network"]) == network
+    }
 
 
 def end_to_end(results: dict[str, Any], task: str) -> dict[str, float]:
@@ -399,11 +448,7 @@ def footprint_sentence(results: dict[str, Any]) -> str:
     :return: Compile time, break-even and memory, in words
     """
     foot = results["footprint"]
-    seconds = {
-        row["implementation"]: row["median"]
-        for row in results["minibatch_seconds"]
-        if row["batch_size"] == 64 and tuple(row["network"]) == (64, 64)
-    }
+    seconds = minibatch_medians(results, "minibatch_seconds", 64, (64, 64))
     compile_seconds = foot["R2VPO compiled"]["compile_seconds"]
     minibatches = compile_seconds / (seconds["R2VPO plain"] - seconds["R2VPO compiled"])
     memory = ", ".join(f"{name} {foot[name]['peak_mib']:.0f} MiB" for name in IMPLEMENTATIONS)
@@ -420,10 +465,11 @@ if __name__ == "__main__":
     parser.add_argument("command", choices=["run", "plot", "worker"])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to measure")
     parser.add_argument("--implementation", choices=IMPLEMENTATIONS, help="of a worker")
     args = parser.parse_args()
     if args.command == "run":
-        run(args.device, args.repeats)
+        run(args.device, args.repeats, args.only)
     elif args.command == "plot":
         plot()
     else:

@@ -2,6 +2,11 @@ import pytest
 import torch as th
 
 
+def pytest_runtest_setup(item):
+    if "cuda" in item.keywords and not th.cuda.is_available():
+        pytest.skip("needs CUDA")
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     """Small networks are slower on many threads, and results the same on every machine."""

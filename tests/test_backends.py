@@ -209,7 +209,6 @@ def test_changed_constants_compile_anew(float64):
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not th.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("case", ["box", "discrete", "dict"])
 def test_cuda_graph_equals_plain(float64, case):
     run_case(case, device="cuda")

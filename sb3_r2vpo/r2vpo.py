@@ -27,9 +27,9 @@ SelfR2VPO = TypeVar("SelfR2VPO", bound="R2VPO")
 
 #: A `target_var` schedule that reaches zero or below is held here
 MIN_TARGET_VAR = 1e-8
-#: With `compile="auto"`: how many gradient steps earn back the time that compiling takes. Measured: 10 s to compile,
-#: 0.8 ms saved per step with the default policy and batch size, so 12,000 steps; more with larger batches.
-COMPILE_PAYS_FROM = 20_000
+#: With `compile="auto"`: how many gradient steps earn back the time that compiling takes. Measured (benchmarks/speed.py):
+#: 21 s to compile, 0.9 ms saved per step with the default policy and batch size, so 23,000 steps; more with larger batches.
+COMPILE_PAYS_FROM = 30_000
 
 
 class R2VPO(OnPolicyAlgorithm):
@@ -86,9 +86,9 @@ class R2VPO(OnPolicyAlgorithm):
     :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation
     :param target_kl: Stop the updates of a rollout at the first minibatch whose KL divergence is above
         1.5 times this, before its gradient step. By default, there is no limit on the kl div.
-    :param compile: Whether to compile the gradient step, which takes about 10 s once and makes it several times as fast
+    :param compile: Whether to compile the gradient step, which takes about 20 s once and makes it several times as fast
         where the networks are small, with the same result up to rounding. ``"auto"`` does so on the CPU when ``learn``
-        has 20,000 gradient steps or more ahead (with the other arguments at their defaults: from 128,000 timesteps).
+        has 30,000 gradient steps or more ahead (with the other arguments at their defaults: from 192,000 timesteps).
         On a GPU the step is captured as a CUDA graph too. It needs Adam or AdamW and, on the CPU, a C++ compiler;
         where it is not possible a warning says why and the step runs as it is. A policy of your own is read once:
         what it computes may depend on its inputs, weights, buffers and mode, not on other attributes that change later.

@@ -16,6 +16,7 @@ from sb3_r2vpo import RatioHistogramCallback
 
 RESULTS = ROOT / "benchmarks" / "results" / "ratio_spread.csv"
 PICTURE = ROOT / "docs" / "images" / "ratio_spread.png"
+COMPARED = ("PPO", "R2VPO")
 N_TIMESTEPS = 300_000
 #: The histogram is that of the last so many rollouts
 N_ROLLOUTS = 20
@@ -55,7 +56,7 @@ def plot(results: pd.DataFrame) -> None:
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
     ax = figure.subplots()
-    for algorithm in ALGORITHMS:
+    for algorithm in COMPARED:
         rows = results[results.algorithm == algorithm]
         label = f"{algorithm}, variance {rows.variance.iloc[0]:.3f}"
         ax.stairs(rows.fraction, EDGES, fill=True, alpha=0.4, color=COLORS[algorithm], label=label)
@@ -68,6 +69,6 @@ def plot(results: pd.DataFrame) -> None:
 
 if __name__ == "__main__":
     th.set_num_threads(1)
-    measurements = pd.concat([measure(algorithm) for algorithm in ALGORITHMS])
+    measurements = pd.concat([measure(algorithm) for algorithm in COMPARED])
     measurements.to_csv(RESULTS, index=False, float_format="%.6g")
     plot(measurements)

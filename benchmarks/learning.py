@@ -32,7 +32,7 @@ PICTURE = ROOT / "docs" / "images" / "learning.png"
 #: Compiled and plain gradient step are the same up to rounding: where their returns differ, it is chance
 ALGORITHMS: dict[str, Any] = {"PPO": PPO, "R2VPO": R2VPO, "R2VPO plain": partial(R2VPO, compile=False)}
 COLORS = {"PPO": "tab:gray", "R2VPO": "tab:red", "R2VPO plain": "tab:orange"}
-N_SEEDS = {"PPO": 5, "R2VPO": 5, "R2VPO plain": 3}
+SEEDS = (0, 1, 2, 3, 4)
 ENVIRONMENTS = ("HalfCheetah-v5", "Hopper-v5")
 N_ENVS = 8
 N_TIMESTEPS = 1_000_000
@@ -95,7 +95,7 @@ def run_all(n_jobs: int) -> None:
     :param n_jobs: Processes side by side, each with one thread
     """
     done = finished_runs()
-    runs = [(name, env_id, seed) for name in ALGORITHMS for env_id in ENVIRONMENTS for seed in range(N_SEEDS[name])]
+    runs = [(name, env_id, seed) for name in ALGORITHMS for env_id in ENVIRONMENTS for seed in SEEDS]
     missing = [run for run in runs if run not in done]
     # Seeds first, so that an interrupted comparison is a balanced one
     missing.sort(key=lambda run: run[2])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, RolloutBufferSamples
@@ -250,6 +251,26 @@ def test_learn(monkeypatch):
         model.set_random_seed(1)
         model.learn(64 * 2, reset_num_timesteps=False)
     th.testing.assert_close(weights(loaded[0]), weights(loaded[1]), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_same_rollouts_give_the_same_weights():
+    """In float32 and over many updates: runs of the two differ only because the rollouts of a chaotic physics do."""
+    pytest.importorskip("mujoco")
+    plain, other = (
+        R2VPO("MlpPolicy", make_vec_env("HalfCheetah-v5", n_envs=8, seed=0), n_steps=256, seed=0, device="cpu", compile=c)
+        for c in (False, True)
+    )
+    _, callback = plain._setup_learn(10 * 2048)
+    other._setup_learn(10 * 2048)
+    other.rollout_buffer = plain.rollout_buffer
+    for i in range(10):
+        plain.collect_rollouts(plain.env, callback, plain.rollout_buffer, n_rollout_steps=256)
+        for model in (plain, other):
+            np.random.seed(i)
+            model.train()
+    assert not other._programs.failed and len(other._programs) == 1
+    th.testing.assert_close(weights(plain), weights(other), rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow

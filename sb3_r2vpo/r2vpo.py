@@ -300,13 +300,15 @@ class R2VPO(OnPolicyAlgorithm):
             for rollout_data in minibatches(self.batch_size):
                 step_metrics = update(rollout_data)
                 metrics[-1].append(step_metrics)
-                if self.target_kl is not None:
-                    approx_kl = Metrics(*step_metrics).approx_kl
-                    if approx_kl > update.coefficients.max_kl:
-                        continue_training = False
-                        if self.verbose >= 1:
-                            print(f"Early stopping at step {epoch} due to reaching max kl: {approx_kl:.2f}")
-                        break
+                # Only a limit is worth waiting for the device
+                if self.target_kl is None:
+                    continue
+                approx_kl = Metrics(*step_metrics).approx_kl
+                if approx_kl > update.coefficients.max_kl:
+                    continue_training = False
+                    if self.verbose >= 1:
+                        print(f"Early stopping at step {epoch} due to reaching max kl: {approx_kl:.2f}")
+                    break
             self._n_updates += 1
             if not continue_training:
                 break

@@ -77,10 +77,7 @@ def index(samples: Samples, indices: th.Tensor | slice) -> Samples:
     :param indices: What to take along the first dimension
     :return: The samples at the indices
     """
-    observations, *rest = samples
-    if isinstance(observations, dict):
-        return DictRolloutBufferSamples({key: obs[indices] for key, obs in observations.items()}, *(x[indices] for x in rest))
-    return RolloutBufferSamples(observations[indices], *(x[indices] for x in rest))
+    return from_tensors([tensor[indices] for tensor in to_tensors(samples)], like=samples)
 
 
 def to_tensors(samples: Samples) -> list[th.Tensor]:

@@ -1,40 +1,19 @@
 """The gradient step of `Updater` traced, compiled and, on a GPU, replayed as a CUDA graph."""
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
-from torch.distributions import Distribution
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from sb3_r2vpo.rollouts import Samples, from_tensors, to_tensors
+from sb3_r2vpo.tracing import Program, Programs, check_traceable, compile_function, constants_of, layout_of, replaced
 from sb3_r2vpo.updater import Coefficients, Updater, step_if
 
-#: From the tensors of `State` and minibatch to the clipped gradients, ``found_inf`` and the metrics
-Program = Callable[..., tuple[th.Tensor, ...]]
 #: From the tensors of the minibatch to the metrics
 Step = Callable[..., th.Tensor]
-
-#: Where torch has them. Thirty small kernels called from Python spend a fifth of the time on the calls, and what the
-#: matrix products leave is mostly tanh, which costs half as much when made of exp (absolute error 1e-7).
-CPU_OPTIONS = ("cpp_wrapper", "cpp.use_decompose_tanh")
-
-
-class Programs(dict[Any, Program]):
-    """
-    What was compiled, by everything it takes for constant. Compiled code does not travel: copies and pickles are empty.
-    """
-
-    #: Whether something could not be compiled; it is not tried again
-    failed = False
-
-    def __reduce__(self) -> tuple[type, tuple[()]]:
-        return type(self), ()
 
 
 class CompiledUpdater:
@@ -54,7 +33,7 @@ class CompiledUpdater:
         self.plain = plain
         self.coefficients = plain.coefficients
         self.programs = programs
-        self.layout: list[Any] | None = None
+        self.layout: tuple[Any, ...] | None = None
         self.step: Step | None = None
 
     def __call__(self, batch: Samples) -> th.Tensor:
@@ -63,7 +42,7 @@ class CompiledUpdater:
         :return: The metrics before the step as one tensor, in the order of ``Metrics``
         """
         tensors = to_tensors(batch)
-        layout = [(tensor.shape, tensor.stride()) for tensor in tensors]
+        layout = layout_of(tensors)
         if self.layout is None:
             # The first minibatch of an epoch is not the truncated one
             self.layout, self.step = layout, self._prepare(batch)
@@ -77,12 +56,7 @@ class CompiledUpdater:
         try:
             return build_step(self.plain, batch, self.programs)
         except Exception as error:  # There is nothing that compilers do not raise
-            self.programs.failed = True
-            reason = (str(error).strip() or repr(error)).splitlines()[0]
-            warnings.warn(
-                "The gradient step cannot be compiled and runs plain, with the same result but slower "
-                f"(`compile=False` to not be told): {reason}"
-            )
+            self.programs.give_up(error)
             return None
 
 
@@ -93,6 +67,7 @@ def build_step(plain: Updater, batch: Samples, programs: Programs) -> Step:
     :param programs: What was compiled in earlier rollouts; a missing program is added
     :return: The whole gradient step
     """
+    check_traceable(plain.policy)
     check_optimizer(plain.policy)
     create_optimizer_state(plain, batch)
     state = State.of(plain)
@@ -118,13 +93,11 @@ def constants(plain: Updater, state: "State", batch: Samples) -> Any:
     """
     policy, dual = plain.policy, plain.dual
     return (
-        tuple((id(module), module.training) for module in policy.modules()),
-        tuple((id(p), p.requires_grad) for p in policy.parameters()),
+        constants_of(policy),
         tuple(id(p) for p in stepped(policy.optimizer)),
-        tuple((x.shape, x.stride(), x.dtype, x.device) for x in (*state.to_tensors(), *to_tensors(batch))),
+        layout_of([*state.to_tensors(), *to_tensors(batch)]),
         (dual.learned, dual.dual_lr, tuple(dual.bounds)),
         tuple(value for value in plain.coefficients if not is_number(value)),
-        th.get_num_threads(),
     )
 
 
@@ -185,14 +158,12 @@ class State(NamedTuple):
 
 def compile_program(plain: Updater, state: State, batch: Samples) -> Program:
     """
-    Compile all of the gradient step but the optimizer's part. It is traced by ``make_fx`` and not by ``torch.compile``,
-    whose guards on every attribute of the policy cost as much at each call as the arithmetic of a small network,
-    and which takes fewer policies.
+    Compile all of the gradient step but the optimizer's part.
 
     :param plain: The updater of this rollout
     :param state: Its state
     :param batch: A minibatch
-    :return: The program
+    :return: From the tensors of state and minibatch to the clipped gradients, ``found_inf`` and the metrics
     """
     policy, dual = plain.policy, plain.dual
     originals = [*policy.parameters(), *policy.buffers(), *dual.buffers()]
@@ -210,42 +181,7 @@ def compile_program(plain: Updater, state: State, batch: Samples) -> Program:
             step.add_(accept)
         return *(replacements[p].grad for p in stepped(policy.optimizer)), (~accept).float(), metrics
 
-    inputs: list[Any] = [*state.to_tensors(), *to_tensors(batch)]
-    with without_validation():
-        graph = make_fx(program, tracing_mode="fake")(*inputs)
-    options = {} if dual.value.is_cuda else {name: True for name in CPU_OPTIONS if name in th._inductor.list_options()}
-    return th._inductor.compile(graph, inputs, options=options)
-
-
-@contextmanager
-def replaced(replacements: dict[th.Tensor, th.Tensor], *modules: nn.Module) -> Iterator[None]:
-    """
-    Other tensors in the place of parameters and buffers. ``th.func.functional_call`` would not put them back where
-    modules are known by several names, like SB3's features extractors.
-
-    :param replacements: The tensor for each parameter and buffer
-    :param modules: The modules to change
-    """
-    stores: list[Any] = [store for module in modules for m in module.modules() for store in (m._parameters, m._buffers)]
-    before = [dict(store) for store in stores]
-    try:
-        for store in stores:
-            store.update({name: replacements[x] for name, x in store.items() if x is not None})
-        yield
-    finally:
-        for store, tensors in zip(stores, before, strict=True):
-            store.update(tensors)
-
-
-@contextmanager
-def without_validation() -> Iterator[None]:
-    """The checks of distributions depend on values and cannot be traced. The update has its own."""
-    before = Distribution._validate_args
-    Distribution.set_default_validate_args(False)
-    try:
-        yield
-    finally:
-        Distribution.set_default_validate_args(before)
+    return compile_function(program, [*state.to_tensors(), *to_tensors(batch)])
 
 
 def check_optimizer(policy: ActorCriticPolicy) -> None:
@@ -261,12 +197,8 @@ def check_optimizer(policy: ActorCriticPolicy) -> None:
         raise NotImplementedError("the optimizer is not `fused`")
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
         raise NotImplementedError("the optimizer has hooks")
-    if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in parameters):
-        raise NotImplementedError("a parameter of the policy has hooks")
     if not all(p in parameters for group in optimizer.param_groups for p in group["params"]):
         raise NotImplementedError("the optimizer has parameters that are not the policy's")
-    if len({(p.dtype, p.device) for p in parameters}) > 1:
-        raise NotImplementedError("the policy's parameters are of several types or on several devices")
 
 
 def create_optimizer_state(plain: Updater, batch: Samples) -> None:

@@ -52,8 +52,18 @@ END_TO_END = (
     ("R2VPO plain", "dummy"),
     ("R2VPO compiled", "dummy"),
     ("R2VPO compiled", "envpool"),
+    ("R2VPO compiled", "envpool, pinned"),
 )
+#: What is added to the name of the implementation
+VEC_ENV_LABELS = {"dummy": "", "subproc": "", "envpool": " + EnvPool", "envpool, pinned": " + EnvPool, pinned"}
 IMPLEMENTATIONS = ("SB3 PPO", "SBX PPO", "R2VPO plain", "R2VPO compiled")
+#: Where the time of a rollout goes: implementation and vectorized environment
+ROLLOUTS = tuple(
+    (implementation, vec_env)
+    for implementation, vec_env in END_TO_END
+    if implementation in ("SB3 PPO", "R2VPO compiled") and vec_env != "subproc"
+)
+ROLLOUT_PARTS = ("environments", "everything else")
 #: What is measured, by the name of the function
 JOBS: dict[str, list[dict[str, Any]]] = {
     "matrix_product_seconds": [
@@ -71,6 +81,12 @@ JOBS: dict[str, list[dict[str, Any]]] = {
         dict(implementation=implementation, task=task, vec_env=vec_env)
         for task in TASKS
         for implementation, vec_env in END_TO_END
+    ],
+    "rollout_seconds": [
+        dict(implementation=implementation, task=task, vec_env=vec_env, part=part)
+        for task in TASKS
+        for implementation, vec_env in ROLLOUTS
+        for part in ROLLOUT_PARTS
     ],
 }
 PARTS = ("footprint", *JOBS)
@@ -165,10 +181,12 @@ def model_on_task(implementation: str, device: str, task: str, vec_env: str) -> 
     from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
     env: VecEnv
-    if vec_env == "envpool":
+    if vec_env.startswith("envpool"):
         from sb3_r2vpo.vec_env import make_envpool_vec_env
 
-        env = make_envpool_vec_env(TASKS[task]["envpool"], n_envs=N_ENVS, seed=0)
+        # One core for each thread, else the kernel decides
+        env_kwargs = dict(thread_affinity_offset=0) if vec_env == "envpool, pinned" else None
+        env = make_envpool_vec_env(TASKS[task]["envpool"], n_envs=N_ENVS, seed=0, env_kwargs=env_kwargs)
     else:
 
         def make_env() -> gym.Env:
@@ -215,6 +233,28 @@ def steps_per_second(implementation: str, device: str, task: str, vec_env: str) 
     return 5 * 2048 / (time.perf_counter() - start)
 
 
+def rollout_seconds(implementation: str, device: str, task: str, vec_env: str, part: str) -> float:
+    """
+    :return: Seconds of a rollout per step of the vectorized environment, spent in its ``step`` or in everything else
+    """
+    model = model_on_task(implementation, device, task, vec_env)
+    step, seconds = model.env.step, []
+
+    def timed_step(actions: Any) -> Any:
+        start = time.perf_counter()
+        result = step(actions)
+        seconds.append(time.perf_counter() - start)
+        return result
+
+    _, callback = model._setup_learn(2048, reset_num_timesteps=False)
+    model.env.step = timed_step
+    start = time.perf_counter()
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+    total = time.perf_counter() - start
+    del model.env.step
+    return (sum(seconds) if part == "environments" else total - sum(seconds)) / len(seconds)
+
+
 def footprint(implementation: str, device: str) -> dict[str, float]:
     """
     To be asked of a fresh process.
@@ -239,7 +279,13 @@ def answer_jobs(implementation: str, device: str) -> None:
     import torch as th
 
     th.set_num_threads(1)
-    measures: tuple[Callable[..., Any], ...] = (footprint, matrix_product_seconds, minibatch_seconds, steps_per_second)
+    measures: tuple[Callable[..., Any], ...] = (
+        footprint,
+        matrix_product_seconds,
+        minibatch_seconds,
+        steps_per_second,
+        rollout_seconds,
+    )
     by_name = {measure.__name__: measure for measure in measures}
     for line in sys.stdin:
         job = json.loads(line)
@@ -334,7 +380,7 @@ def take_turns(device: str, measure: str, jobs: list[dict[str, Any]], repeats: i
     :param repeats: How often each job is measured, all of them in turn, after a first round that does not count
     :return: The jobs with their values and median
     """
-    workers = {implementation: Worker(implementation, device) for implementation in IMPLEMENTATIONS}
+    workers = {implementation: Worker(implementation, device) for implementation in {job["implementation"] for job in jobs}}
     values: list[list[float]] = [[] for _ in jobs]
     for turn in tqdm(range(repeats + 1), desc=measure):
         for job, taken in zip(jobs, values, strict=True):
@@ -369,7 +415,7 @@ def minibatch_table(results: dict[str, Any]) -> str:
     :param results: The results file
     :return: Markdown: milliseconds per minibatch, and how many times as fast as SB3's PPO
     """
-    columns = (*IMPLEMENTATIONS, "matrix products alone")
+    columns = (*IMPLEMENTATIONS, "torch's matrix products alone")
     lines = ["| `train()`, ms per minibatch | " + " | ".join(columns) + " |", "|---" * (1 + len(columns)) + "|"]
     for network in NETWORKS:
         for batch_size in BATCH_SIZES:
@@ -405,7 +451,7 @@ def end_to_end(results: dict[str, Any], task: str) -> dict[str, float]:
     best: dict[str, float] = {}
     for row in results["steps_per_second"]:
         if row["task"] == task:
-            label = row["implementation"] + (" + EnvPool" if row["vec_env"] == "envpool" else "")
+            label = row["implementation"] + VEC_ENV_LABELS[row["vec_env"]]
             best[label] = max(best.get(label, 0.0), row["median"])
     return best
 
@@ -421,6 +467,25 @@ def end_to_end_table(results: dict[str, Any]) -> str:
         speeds = end_to_end(results, task)
         cells = [f"{speeds[c]:,.0f} ({speeds[c] / speeds['SB3 PPO']:.1f}×)" for c in columns]
         lines.append(f"| {task} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def rollout_table(results: dict[str, Any]) -> str:
+    """
+    :param results: The results file
+    :return: Markdown: microseconds of a rollout per step of the vectorized environment
+    """
+    lines = ["| µs per step of 8 environments | " + " | ".join(TASKS) + " |", "|---" * (1 + len(TASKS)) + "|"]
+    for implementation, vec_env in ROLLOUTS:
+        cells = []
+        for task in TASKS:
+            medians = {
+                row["part"]: 1e6 * row["median"]
+                for row in results["rollout_seconds"]
+                if (row["implementation"], row["vec_env"], row["task"]) == (implementation, vec_env, task)
+            }
+            cells.append(" + ".join(f"{medians[part]:.0f} {part}" for part in ROLLOUT_PARTS))
+        lines.append(f"| {implementation}{VEC_ENV_LABELS[vec_env]} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -440,7 +505,8 @@ def plot() -> None:
         ax.margins(x=0.2)
         ax.set(title=task, xlabel="environment steps per second")
     figure.savefig(PICTURE, dpi=120)
-    replace_in_readme("speed", f"{minibatch_table(results)}\n\n{end_to_end_table(results)}\n\n{footprint_sentence(results)}")
+    tables = (minibatch_table(results), end_to_end_table(results), rollout_table(results), footprint_sentence(results))
+    replace_in_readme("speed", "\n\n".join(tables))
 
 
 def footprint_sentence(results: dict[str, Any]) -> str:

@@ -1,11 +1,14 @@
 """Matrix products by oneDNN are matrix products."""
 
+import copy
+
+import numpy as np
 import pytest
 import torch as th
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from sb3_r2vpo import onednn
+from sb3_r2vpo import R2VPO, onednn
 
 pytestmark = pytest.mark.skipif(not th.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
 
@@ -45,3 +48,25 @@ def test_other_types_are_left_alone(monkeypatch, dtype):
     traced = make_fx(th.mm)(a, b)
     onednn.use_onednn(traced)
     assert th.ops.aten.mm.default in [node.target for node in traced.graph.nodes]
+
+
+@pytest.mark.slow
+def test_training_with_large_minibatches(monkeypatch):
+    """The compiled gradient step with oneDNN's products beside the plain one, on the same rollout."""
+    n_products = []
+    monkeypatch.setattr("sb3_r2vpo.tracing.onednn_is_faster", lambda: True)
+    monkeypatch.setattr(
+        onednn, "is_large_product", lambda node, original=onednn.is_large_product: original(node) and not n_products.append(1)
+    )
+    arguments = dict(n_steps=4096, batch_size=2048, n_epochs=5, learning_rate=1e-3, seed=0, device="cpu")
+    plain, other = (R2VPO("MlpPolicy", "Pendulum-v1", compile=compile, **arguments) for compile in (False, True))
+    for model in (plain, other):
+        model.learn(4096)
+    other.rollout_buffer = plain.rollout_buffer
+    other.set_parameters(copy.deepcopy(plain.get_parameters()))
+    for model in (plain, other):
+        np.random.seed(0)
+        model.train()
+    # Two layers of two networks, forwards and backwards
+    assert len(n_products) >= 6 and not other._programs.failed
+    th.testing.assert_close(plain.policy.state_dict(), other.policy.state_dict(), rtol=0, atol=1e-5)

@@ -28,7 +28,9 @@ train: install
 test: install
 	$(BIN)/python -m pytest --numprocesses auto
 
+# Environments that only these tests need
 test-slow: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[envs]"
 	$(BIN)/python -m pytest --numprocesses auto -m "slow and not cuda"
 
 test-cuda: install

@@ -1,14 +1,10 @@
 """RL Zoo's command line with R2VPO in it."""
 
-import inspect
 import subprocess
 import sys
 
-import gymnasium as gym
 import pytest
-import yaml
 
-from sb3_r2vpo import R2VPO
 from sb3_r2vpo.zoo import hyperparameter_file
 
 pytest.importorskip("rl_zoo3")
@@ -75,13 +71,3 @@ def test_registering_twice_is_harmless():
 def test_importing_the_package_does_not_import_the_zoo():
     code = "import sys, sb3_r2vpo, sb3_r2vpo.zoo; print([m for m in sys.modules if m.startswith(('rl_zoo3', 'optuna'))])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
-
-
-ENTRIES = yaml.safe_load(hyperparameter_file().read_text())
-
-
-@pytest.mark.parametrize("env_id", ENTRIES)
-def test_hyperparameters_are_arguments(env_id):
-    zoo = {"n_envs", "n_timesteps", "normalize"}
-    assert set(ENTRIES[env_id]) - zoo <= set(inspect.signature(R2VPO.__init__).parameters)
-    assert env_id == "default" or env_id in gym.registry

@@ -18,6 +18,7 @@ pytest.importorskip("rl_zoo3")
 
 import rl_zoo3
 from rl_zoo3.exp_manager import ExperimentManager
+from stable_baselines3.common.evaluation import evaluate_policy
 
 from sb3_r2vpo.zoo.experiment import R2VPOExperimentManager
 
@@ -31,6 +32,7 @@ ARGUMENTS = {name: parameter.default for name, parameter in inspect.signature(R2
 #: Entries that are not RL Zoo's of PPO, and why
 OWN = {
     "HalfCheetah-v5": "measured in README.md",
+    "Hopper-v5": "measured in README.md",
     "Ant-v4": "its 2048 steps of a rollout come from 8 environments",
     "Ant-v5": "its 2048 steps of a rollout come from 8 environments",
 }
@@ -152,10 +154,27 @@ def test_two_updates_with_every_entry(entry, tmp_path, capsys):
     for package in [package for name, packages in PACKAGES.items() if env_id.startswith(name) for package in packages]:
         pytest.importorskip(package)
     manager = manager_of(env_id, tmp_path, n_envs=2, n_steps=8, batch_size=8, n_epochs=1)
-    model, _ = manager.setup_experiment()
+    try:
+        model, _ = manager.setup_experiment()
+    except Exception as e:
+        # dm_control/quadruped-escape-v0 uploads its terrain to the renderer
+        if "OpenGL" in str(e):
+            pytest.skip(f"needs OpenGL, for example MUJOCO_GL=egl: {e}")
+        raise
     manager.learn(model)
     assert model.num_timesteps == 32 and model._n_updates == 2
     assert ("Using 'default' hyperparameters" in capsys.readouterr().out) == (entry == "default")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env_id", ["dm_control/lqr-lqr_2_1-v0", "dm_control/lqr-lqr_6_2-v0"])
+def test_episodes_end_where_dm_control_sets_no_limit(env_id, tmp_path):
+    pytest.importorskip("dm_control")
+    pytest.importorskip("shimmy")
+    manager = manager_of(env_id, tmp_path, n_envs=1, n_steps=500, batch_size=500, n_epochs=1)
+    model, _ = manager.setup_experiment()
+    returns, lengths = evaluate_policy(model, manager.create_envs(1, eval_env=True), 1, return_episode_rewards=True)
+    assert lengths == [1000] and returns[0] > 0.0
 
 
 def test_schedules_in_training_and_in_what_it_saves(tmp_path):
@@ -171,7 +190,7 @@ def test_schedules_in_training_and_in_what_it_saves(tmp_path):
     model = R2VPO.load(run_folder / "CartPole-v1.zip")
     assert [model.target_var(x) for x in (1.0, 0.5, 0.0)] == [0.04, 0.02, 0.0]
     assert [model.var_coef(x) for x in (1.0, 0.5, 0.0)] == [3.0, 1.5, 0.0]
-    assert not model.dual.learned and model.dual.value == 0.0, "the last update is at the end of training"
+    assert not model.dual.learned and model.dual.value.item() == 0.0, "the last update is at the end of training"
 
     command = [sys.executable, "-m", "sb3_r2vpo", "enjoy", "--env", "CartPole-v1", "--no-render", "-n", "300", "-f", "."]
     watched = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)

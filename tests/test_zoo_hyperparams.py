@@ -156,12 +156,12 @@ def test_two_updates_with_every_entry(entry, tmp_path, capsys):
     manager = manager_of(env_id, tmp_path, n_envs=2, n_steps=8, batch_size=8, n_epochs=1)
     try:
         model, _ = manager.setup_experiment()
+        manager.learn(model)
     except Exception as e:
         # dm_control/quadruped-escape-v0 uploads its terrain to the renderer
         if "OpenGL" in str(e):
             pytest.skip(f"needs OpenGL, for example MUJOCO_GL=egl: {e}")
         raise
-    manager.learn(model)
     assert model.num_timesteps == 32 and model._n_updates == 2
     assert ("Using 'default' hyperparameters" in capsys.readouterr().out) == (entry == "default")
 

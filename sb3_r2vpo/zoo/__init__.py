@@ -1,10 +1,24 @@
 """R2VPO in RL Zoo (https://github.com/DLR-RM/rl-baselines3-zoo). Importing this package does not import RL Zoo yet."""
 
+import sys
+from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 #: R2VPO's name in RL Zoo
 ALGO = "r2vpo"
+#: Versions of RL Zoo that have the hooks
+SUPPORTED = "rl_zoo3>=2.9.0,<3.0"
+#: What is replaced, overridden or added to in RL Zoo
+HOOKS = (
+    "utils.ALGOS",
+    "utils.create_test_env",
+    "exp_manager.ExperimentManager._preprocess_hyperparams",
+    "exp_manager.ExperimentManager.create_envs",
+    "exp_manager.ExperimentManager.save_trained_model",
+)
 
 
 def hyperparameter_file() -> Path:
@@ -16,23 +30,61 @@ def hyperparameter_file() -> Path:
 
 def register() -> None:
     """
-    Put R2VPO into RL Zoo: the algorithm, and its hyperparameter file as the default one.
-    Calling it twice is harmless.
+    Put R2VPO into RL Zoo: the algorithm, the place of its hyperparameter file, its checks of an experiment, and
+    shimmy's environments when shimmy is installed. It may be called before or after RL Zoo's commands are imported,
+    and twice.
 
-    :raises ImportError: When RL Zoo is not installed
+    :raises ImportError: When RL Zoo is not installed, or its version is not supported
     """
-    try:
-        import rl_zoo3.enjoy
-        import rl_zoo3.train
-        from rl_zoo3.utils import ALGOS
-    except ImportError as e:
-        raise ImportError(f"RL Zoo cannot be imported ({e}): pip install 'sb3_r2vpo[zoo]'") from e
+    import_zoo()
+    from rl_zoo3.utils import ALGOS
+
     from sb3_r2vpo.r2vpo import R2VPO
     from sb3_r2vpo.zoo.envpool import create_test_env
     from sb3_r2vpo.zoo.experiment import R2VPOExperimentManager
 
+    # One and the same dictionary in all of RL Zoo's modules
     ALGOS[ALGO] = R2VPO
-    # Each command binds the class in its own module
-    for module in (rl_zoo3.train, rl_zoo3.enjoy):
-        setattr(module, "ExperimentManager", R2VPOExperimentManager)  # noqa: B010
-    setattr(rl_zoo3.enjoy, "create_test_env", create_test_env)  # noqa: B010
+    replace_in_zoo("ExperimentManager", R2VPOExperimentManager)
+    replace_in_zoo("create_test_env", create_test_env)
+    try:
+        # Registers its environments with Gymnasium, dm_control/... among them
+        import shimmy  # noqa: F401
+    except ImportError:
+        pass
+
+
+def import_zoo() -> None:
+    """
+    Import what RL Zoo's commands have in common.
+
+    :raises ImportError: When RL Zoo is not installed, or its version is not supported
+    """
+    try:
+        installed = version("rl_zoo3")
+    except PackageNotFoundError as e:
+        raise ImportError("RL Zoo is not installed: pip install 'sb3_r2vpo[zoo]'") from e
+    try:
+        import rl_zoo3.exp_manager
+        import rl_zoo3.utils
+
+        for hook in HOOKS:
+            attrgetter(hook)(rl_zoo3)
+    except (ImportError, AttributeError) as e:
+        raise ImportError(
+            f"R2VPO does not fit into the installed rl_zoo3 {installed} ({e}): it needs {SUPPORTED}, "
+            "pip install 'sb3_r2vpo[zoo]'"
+        ) from e
+
+
+def replace_in_zoo(name: str, value: Any) -> None:
+    """
+    Put something in the place of what RL Zoo has under that name, in every one of its modules that holds it.
+    Those imported later take it from there.
+
+    :param name: Name in RL Zoo
+    :param value: What it shall be
+    """
+    for module in [module for path, module in sys.modules.items() if path.split(".")[0] == "rl_zoo3"]:
+        if hasattr(module, name):
+            setattr(module, name, value)

@@ -12,16 +12,21 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import gymnasium as gym
-import rl_zoo3.train
 import yaml
 from rl_zoo3.utils import create_test_env as create_gymnasium_test_env
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_r2vpo.vec_env import EnvPoolVecEnv, check_env_id
+from sb3_r2vpo.zoo import replace_in_zoo
+from sb3_r2vpo.zoo.arguments import take
 from sb3_r2vpo.zoo.experiment import R2VPOExperimentManager
 
 #: The value of ``--vec-env``, also in the saved arguments of a run
 VEC_ENV = "envpool"
+#: RL Zoo's own ones
+ZOO_VEC_ENVS = ("dummy", "subproc")
+#: Of the environments that Gymnasium does not have
+ENTRY_POINT = f"{__name__}:exists_in_envpool_only"
 
 
 class EnvPoolExperimentManager(R2VPOExperimentManager):
@@ -72,15 +77,17 @@ def prepare_training(arguments: list[str]) -> list[str]:
     :param arguments: Arguments of RL Zoo's ``train``
     :return: Those that RL Zoo understands
     :raises ImportError: When EnvPool is asked for and not installed
-    :raises ValueError: When EnvPool is asked for and has no such environment
+    :raises ValueError: When EnvPool is asked for and has no such environment, or something unknown is asked for
     """
-    vec_env, others = _take("--vec-env", arguments)
-    if vec_env != VEC_ENV:
+    vec_env, others = take(("--vec-env",), arguments)
+    if vec_env is None or vec_env in ZOO_VEC_ENVS:
         return arguments
-    env_id, _ = _take("--env", arguments)
+    if vec_env != VEC_ENV:
+        raise ValueError(f"`--vec-env` is {vec_env!r}: it must be one of {', '.join([*ZOO_VEC_ENVS, VEC_ENV])}")
+    env_id, _ = take(("--env",), arguments)
     if env_id is not None:
         check_env_id(env_id)
-    setattr(rl_zoo3.train, "ExperimentManager", EnvPoolExperimentManager)  # noqa: B010
+    replace_in_zoo("ExperimentManager", EnvPoolExperimentManager)
     return others
 
 
@@ -90,7 +97,7 @@ def register_env(arguments: list[str]) -> None:
 
     :param arguments: Arguments of one of RL Zoo's commands
     """
-    env_id, _ = _take("--env", arguments)
+    env_id, _ = take(("--env",), arguments)
     if env_id is None or env_id in gym.registry:
         return
     try:
@@ -98,7 +105,7 @@ def register_env(arguments: list[str]) -> None:
     except (ImportError, ValueError):
         # RL Zoo says what it does not find
         return
-    gym.register(env_id, entry_point=f"{__name__}:exists_in_envpool_only", kwargs={"env_id": env_id})
+    gym.register(env_id, entry_point=ENTRY_POINT, kwargs={"env_id": env_id})
 
 
 def exists_in_envpool_only(env_id: str, **kwargs: Any) -> NoReturn:
@@ -119,7 +126,8 @@ def create_test_env(
     **kwargs: Any,
 ) -> VecEnv:
     """
-    RL Zoo's function of this name, which ``enjoy`` calls. A run trained on EnvPool is shown on EnvPool.
+    RL Zoo's function of this name, which its commands call. A run trained on EnvPool is shown on EnvPool, but for a
+    picture of it on the same environment of Gymnasium's.
 
     :param env_id: Name of the environment
     :param stats_path: Folder with the saved arguments and ``VecNormalize`` statistics of the run
@@ -127,10 +135,21 @@ def create_test_env(
     :param env_kwargs: Keyword arguments of the environment
     :param kwargs: The other arguments of RL Zoo's function
     :return: The environments, with RL Zoo's wrappers
+    :raises ValueError: When there is to be a picture, and the environment exists in EnvPool only
     """
     if stats_path is not None and _was_trained_on_envpool(Path(stats_path)):
-        kwargs["vec_env_cls"] = pool_of(env_id, env_kwargs, log_dir)
+        if env_kwargs.get("render_mode") is None:
+            kwargs["vec_env_cls"] = pool_of(env_id, env_kwargs, log_dir)
+        elif _exists_in_envpool_only(env_id):
+            raise ValueError(f"{env_id} exists in EnvPool only, which draws no pictures: there is no video of it")
+        else:
+            # EnvPoolVecEnv's observations are float32
+            kwargs["hyperparams"]["env_wrapper"] = [{"gymnasium.wrappers.DtypeObservation": {"dtype": "float32"}}]
     return create_gymnasium_test_env(env_id, stats_path=stats_path, log_dir=log_dir, env_kwargs=env_kwargs, **kwargs)
+
+
+def _exists_in_envpool_only(env_id: str) -> bool:
+    return gym.spec(env_id).entry_point == ENTRY_POINT
 
 
 def _was_trained_on_envpool(run_folder: Path) -> bool:
@@ -139,15 +158,3 @@ def _was_trained_on_envpool(run_folder: Path) -> bool:
         return False
     # RL Zoo saves Python objects, and loads them like this
     return yaml.load(saved_arguments.read_text(), Loader=yaml.UnsafeLoader).get("vec_env") == VEC_ENV
-
-
-def _take(name: str, arguments: list[str]) -> tuple[str | None, list[str]]:
-    """
-    :param name: Name of an argument
-    :param arguments: Arguments of one of RL Zoo's commands
-    :return: Its value, and the other arguments
-    """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument(name, dest="value")
-    known, others = parser.parse_known_args(arguments)
-    return known.value, others

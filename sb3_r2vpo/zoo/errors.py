@@ -1,0 +1,55 @@
+"""Which errors end in one sentence on the command line, and which in a traceback."""
+
+import traceback
+
+#: These packages check what the user passes, and say what is wrong with it
+CHECKING = ("sb3_r2vpo", "rl_zoo3", "stable_baselines3", "sb3_contrib", "huggingface_sb3")
+#: by raising one of these
+CHECKED = (ValueError, TypeError, AssertionError, ImportError)
+#: These have errors of their own, which are about what is not there: an environment, a package, a token, the network
+TELLING = ("gymnasium", "yaml", "huggingface_hub", "httpx", "httpx2", "requests")
+#: From here on it is no longer about what the user passed
+BEYOND_SETUP = ("learn", "hyperparameters_optimization")
+
+
+def is_for_the_user(error: Exception) -> bool:
+    """
+    :param error: What has ended one of RL Zoo's commands
+    :return: Whether its message alone tells the user what to do. Not so for what a defect raises: a user's own
+        environment, an expression that fails inside one of the packages, anything once training has begun
+    """
+    if any(frame.f_code.co_name in BEYOND_SETUP for frame, _ in traceback.walk_tb(error.__traceback__)):
+        return False
+    if type(error).__module__.split(".")[0] in TELLING:
+        return True
+    if _package_of(error) == "gymnasium":
+        # Arguments that do not fit an environment, rather than what fails inside of it
+        return error.__context__ is not None and _package_of(error.__context__) == "gymnasium"
+    if _package_of(error) not in CHECKING:
+        return False
+    if isinstance(error, FileNotFoundError):
+        return True
+    line = traceback.extract_tb(error.__traceback__)[-1].line or ""
+    # A check is a statement of its own, a defect is not
+    return isinstance(error, CHECKED) and line.startswith(("raise ", "assert "))
+
+
+def _package_of(error: BaseException) -> str:
+    """
+    :param error: An error
+    :return: The package that has raised it
+    """
+    *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
+    return (innermost.f_globals.get("__package__") or "").split(".")[0]
+
+
+def message_of(error: Exception) -> str:
+    """
+    :param error: An error for the user
+    :return: What it says
+    """
+    if isinstance(error, FileNotFoundError) and error.filename is not None:
+        return f"{error.filename} does not exist"
+    if type(error).__module__.startswith("httpx"):
+        return f"The Hugging Face Hub cannot be reached ({error})"
+    return str(error)

@@ -1,11 +1,14 @@
 """RL Zoo's command line with R2VPO in it."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
+import gymnasium as gym
 import pytest
 
-from sb3_r2vpo.zoo import hyperparameter_file
+from sb3_r2vpo.zoo import SUPPORTED, hyperparameter_file, register
 
 pytest.importorskip("rl_zoo3")
 
@@ -50,22 +53,39 @@ def test_other_algorithms_keep_their_own_files(tmp_path):
     assert "hyperparams/ppo.yml" in run.stdout and "('clip_range'" in run.stdout
 
 
-def test_a_clip_range_of_a_ppo_entry_is_refused(tmp_path):
-    run = r2vpo("train", "--env", "CartPole-v1", "-n", "64", "-params", "clip_range:0.2", cwd=tmp_path)
-    assert run.returncode != 0
-    assert "R2VPO has no clipping" in run.stderr
+SCRIPT = """
+import sys
+{imports}
+sys.argv = ["train", "--algo", "r2vpo", "--env", "CartPole-v1", "-n", "64", "--eval-freq", "-1"]
+train()
+"""
+REGISTER = "import sb3_r2vpo.zoo; sb3_r2vpo.zoo.register()"
+TRAIN = "from rl_zoo3.train import train"
 
 
-def test_help_and_unknown_command():
-    assert "train" in r2vpo("--help").stdout
-    unknown = r2vpo("tarin")
-    assert unknown.returncode != 0 and "unknown command 'tarin', choose from: train, enjoy" in unknown.stderr
+@pytest.mark.parametrize("imports", [f"{REGISTER}\n{TRAIN}", f"{TRAIN}\n{REGISTER}; sb3_r2vpo.zoo.register()"])
+def test_two_lines_in_a_script_of_ones_own(imports, tmp_path):
+    code = SCRIPT.format(imports=imports)
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert str(hyperparameter_file()) in run.stdout
+    # which our experiment manager says
+    assert "Model:                   logs/r2vpo/CartPole-v1_1/CartPole-v1.zip" in run.stdout
 
 
-def test_registering_twice_is_harmless():
-    code = "import sb3_r2vpo.zoo as zoo; zoo.register(); zoo.register(); from rl_zoo3 import ALGOS; print(ALGOS['r2vpo'])"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "sb3_r2vpo.r2vpo.R2VPO" in run.stdout, run.stderr
+def test_registering_brings_shimmys_environments():
+    pytest.importorskip("shimmy")
+    register()
+    assert "GymV26Environment-v0" in gym.registry
+
+
+def test_unsupported_version_of_rl_zoo(monkeypatch):
+    import rl_zoo3
+
+    monkeypatch.delattr("rl_zoo3.utils.create_test_env")
+    with pytest.raises(ImportError, match=f"installed rl_zoo3 {rl_zoo3.__version__} .*: it needs {re.escape(SUPPORTED)}"):
+        register()
+    assert SUPPORTED.replace("rl_zoo3", "rl_zoo3[plots]") in (Path(__file__).parent.parent / "setup.cfg").read_text()
 
 
 def test_importing_the_package_does_not_import_the_zoo():

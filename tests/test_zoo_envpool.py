@@ -8,10 +8,12 @@ import gymnasium as gym
 import pytest
 import yaml
 from stable_baselines3.common.monitor import load_results
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 pytest.importorskip("envpool")
 pytest.importorskip("rl_zoo3")
+
+import rl_zoo3.exp_manager
 
 from sb3_r2vpo import EnvPoolVecEnv
 from sb3_r2vpo.zoo import envpool
@@ -62,17 +64,17 @@ def test_unknown_environment():
 
 @pytest.mark.parametrize("vec_env", [["--vec-env", "envpool"], ["--vec-env=envpool"]])
 def test_only_its_own_argument_is_taken_away(monkeypatch, vec_env):
-    monkeypatch.setattr("rl_zoo3.train.ExperimentManager", None)
+    monkeypatch.setattr("rl_zoo3.exp_manager.ExperimentManager", None)
     others = ["--env", "CartPole-v1", "--eval-freq", "-1", "-P", "-params", "n_envs:2", "normalize:True"]
     assert envpool.prepare_training([*others[:2], *vec_env, *others[2:]]) == others
-    assert sys.modules["rl_zoo3.train"].ExperimentManager is envpool.EnvPoolExperimentManager
+    assert rl_zoo3.exp_manager.ExperimentManager is envpool.EnvPoolExperimentManager
 
 
 def test_other_vec_envs_are_left_to_rl_zoo(monkeypatch):
-    monkeypatch.setattr("rl_zoo3.train.ExperimentManager", None)
+    monkeypatch.setattr("rl_zoo3.exp_manager.ExperimentManager", None)
     arguments = ["--vec-env", "subproc", "--env", "CartPole-v1"]
     assert envpool.prepare_training(arguments) == arguments
-    assert sys.modules["rl_zoo3.train"].ExperimentManager is None
+    assert rl_zoo3.exp_manager.ExperimentManager is None
 
 
 def test_gymnasiums_own_environments_keep_their_entry():
@@ -100,3 +102,18 @@ def test_gymnasium_wrappers_are_refused(tmp_path):
     manager.env_wrapper = gym.wrappers.FlattenObservation
     with pytest.raises(ValueError, match="`env_wrapper` cannot wrap EnvPool's environments"):
         manager.create_envs(1)
+
+
+def test_unknown_vec_env():
+    with pytest.raises(ValueError, match="`--vec-env` is 'envpol': it must be one of dummy, subproc, envpool"):
+        envpool.prepare_training(["--vec-env", "envpol"])
+
+
+def test_a_picture_is_of_gymnasiums_environment(tmp_path):
+    (tmp_path / "args.yml").write_text("vec_env: envpool")
+    picture = dict(stats_path=str(tmp_path), log_dir=None, env_kwargs={"render_mode": "rgb_array"})
+    env = envpool.create_test_env("HalfCheetah-v5", hyperparams={"normalize": False}, **picture)
+    assert isinstance(env.unwrapped, DummyVecEnv) and env.observation_space.dtype == "float32"
+    envpool.register_env(["--env", "CheetahRun-v1"])
+    with pytest.raises(ValueError, match="CheetahRun-v1 exists in EnvPool only, which draws no pictures"):
+        envpool.create_test_env("CheetahRun-v1", hyperparams={"normalize": False}, **picture)

@@ -77,14 +77,17 @@ def prepare_training(arguments: list[str]) -> list[str]:
     :param arguments: Arguments of RL Zoo's ``train``
     :return: Those that RL Zoo understands
     :raises ImportError: When EnvPool is asked for and not installed
-    :raises ValueError: When EnvPool is asked for and has no such environment, or something unknown is asked for
+    :raises ValueError: When EnvPool is asked for and has no such environment, or only EnvPool has it, or something
+        unknown is asked for
     """
     vec_env, others = take(("--vec-env",), arguments)
+    env_id, _ = take(("--env",), arguments)
     if vec_env is None or vec_env in ZOO_VEC_ENVS:
+        if env_id in gym.registry and _exists_in_envpool_only(env_id):
+            exists_in_envpool_only(env_id)
         return arguments
     if vec_env != VEC_ENV:
         raise ValueError(f"`--vec-env` is {vec_env!r}: it must be one of {', '.join([*ZOO_VEC_ENVS, VEC_ENV])}")
-    env_id, _ = take(("--env",), arguments)
     if env_id is not None:
         check_env_id(env_id)
     replace_in_zoo("ExperimentManager", EnvPoolExperimentManager)

@@ -48,7 +48,8 @@ def check_runs(saved_results: str) -> None:
     :raises ValueError: When something in it was run once only: `plot_from_file` is about the spread between runs
     """
     path = Path(saved_results if saved_results.endswith(".pkl") else f"{saved_results}.pkl")
-    results = pickle.loads(path.read_bytes())
+    with open(path, "rb") as file:
+        results = pickle.load(file)
     for env, curves in results.items():
         for name, curve in curves.items():
             if env != "results_table" and np.ndim(curve["last_evals"]) == 0:

@@ -22,3 +22,5 @@ def render_without_screen() -> None:
     backend = next((name for name, library in (("egl", "EGL"), ("osmesa", "OSMesa")) if find_library(library)), None)
     if backend is not None:
         os.environ.setdefault("MUJOCO_GL", backend)
+    elif "MUJOCO_GL" not in os.environ:
+        print("MuJoCo cannot render without a screen here: install EGL (libegl1) or OSMesa (libosmesa6)")

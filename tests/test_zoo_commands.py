@@ -93,7 +93,7 @@ def test_plots_are_files(r2vpo, monkeypatch):
     monkeypatch.setattr(plt, "show", plt.show)
     said = r2vpo("plot_train", "-e", "CartPole-v1", "-w", "2")
     said += r2vpo("all_plots", "-e", "CartPole-v1", "-o", "results", "--no-million")
-    said += r2vpo("plot_from_file", "-i", "results", "--boxplot")
+    said += r2vpo("plot_from_file", "-i", "results", "--boxplot", "-iqm")
     pictures = [Path(line.removeprefix("Picture: ")) for line in said.splitlines() if line.startswith("Picture: ")]
     assert [picture.stem for picture in pictures] == [
         "plot_train_Training_Episodic_Reward",

@@ -10,10 +10,15 @@ def take(names: tuple[str, ...], arguments: list[str]) -> tuple[str | None, list
     :param arguments: Arguments of one of RL Zoo's commands
     :return: Its value, and the other arguments
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument(*names, dest="value")
-    known, others = parser.parse_known_args(arguments)
-    return known.value, others
+    # argparse would take RL Zoo's -iqm for -i qm
+    value, others, remaining = None, [], iter(arguments)
+    for argument in remaining:
+        name, equals, attached = argument.partition("=")
+        if name in names:
+            value = attached if equals else next(remaining, None)
+        else:
+            others.append(argument)
+    return value, others
 
 
 def require(names: tuple[str, ...], arguments: list[str]) -> None:

@@ -18,7 +18,7 @@ install: $(VENV)/installed
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[mujoco,envpool,zoo,tests]"
+	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[mujoco,envpool,zoo,postgresql,tests]"
 	touch $@
 
 train: install

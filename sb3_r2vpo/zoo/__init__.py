@@ -15,7 +15,16 @@ SUPPORTED = "rl_zoo3>=2.9.0,<3.0"
 HOOKS = (
     "utils.ALGOS",
     "utils.create_test_env",
+    "hyperparams_opt.HYPERPARAMS_SAMPLER",
+    "hyperparams_opt.HYPERPARAMS_CONVERTER",
+    "hyperparams_opt.convert_onpolicy_params",
     "exp_manager.ExperimentManager._preprocess_hyperparams",
+    "exp_manager.ExperimentManager._preprocess_schedules",
+    "exp_manager.ExperimentManager._create_sampler",
+    "exp_manager.ExperimentManager._create_pruner",
+    "exp_manager.ExperimentManager.objective",
+    "exp_manager.ExperimentManager.setup_experiment",
+    "exp_manager.ExperimentManager.hyperparameters_optimization",
     "exp_manager.ExperimentManager.create_envs",
     "exp_manager.ExperimentManager.save_trained_model",
 )
@@ -30,8 +39,8 @@ def hyperparameter_file() -> Path:
 
 def register() -> None:
     """
-    Put R2VPO into RL Zoo: the algorithm, the place of its hyperparameter file, its checks of an experiment, and
-    shimmy's environments when shimmy is installed. It may be called before or after RL Zoo's commands are imported,
+    Put R2VPO into RL Zoo: the algorithm, the place of its hyperparameter file, its checks of an experiment, its search
+    space, and shimmy's environments when shimmy is installed. It may be called before or after RL Zoo's commands are imported,
     and twice.
 
     :raises ImportError: When RL Zoo is not installed, or its version is not supported
@@ -42,9 +51,11 @@ def register() -> None:
     from sb3_r2vpo.r2vpo import R2VPO
     from sb3_r2vpo.zoo.envpool import create_test_env
     from sb3_r2vpo.zoo.experiment import R2VPOExperimentManager
+    from sb3_r2vpo.zoo.search_space import register_search_space
 
     # One and the same dictionary in all of RL Zoo's modules
     ALGOS[ALGO] = R2VPO
+    register_search_space()
     replace_in_zoo("ExperimentManager", R2VPOExperimentManager)
     replace_in_zoo("create_test_env", create_test_env)
     try:

@@ -5,7 +5,7 @@ import traceback
 #: These packages check what the user passes, and say what is wrong with it
 CHECKING = ("sb3_r2vpo", "rl_zoo3", "stable_baselines3", "sb3_contrib", "huggingface_sb3")
 #: by raising one of these
-CHECKED = (ValueError, TypeError, AssertionError, ImportError)
+CHECKED = (ValueError, TypeError, AssertionError, ImportError, ConnectionError)
 #: These have errors of their own, which are about what is not there: an environment, a package, a token, the network
 TELLING = ("gymnasium", "yaml", "huggingface_hub", "httpx", "httpx2", "requests")
 #: From here on it is no longer about what the user passed

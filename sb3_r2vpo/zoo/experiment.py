@@ -1,45 +1,36 @@
 import argparse
-import difflib
-import inspect
+import sys
+import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import optuna
+from optuna.samplers import BaseSampler, TPESampler
 from rl_zoo3.exp_manager import ExperimentManager
-from rl_zoo3.utils import SimpleLinearSchedule
+from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_r2vpo.r2vpo import R2VPO
 from sb3_r2vpo.zoo import ALGO, hyperparameter_file
+from sb3_r2vpo.zoo.hyperparameters import check_names, check_values, named_schedules
 from sb3_r2vpo.zoo.learning_curve import draw_learning_curve
-
-#: The arguments of R2VPO that can be a schedule
-SCHEDULES = ("learning_rate", "clip_range_vf", "target_var", "var_coef")
-#: What RL Zoo itself takes out of the hyperparameters of an environment
-ZOO_HYPERPARAMETERS = {
-    "n_envs",
-    "n_timesteps",
-    "normalize",
-    "frame_stack",
-    "env_wrapper",
-    "vec_env_wrapper",
-    "env_kwargs",
-    "monitor_kwargs",
-    "callback",
-}
-#: These arguments of R2VPO are RL Zoo's to pass
-COMMAND_LINE_ARGUMENTS = {"seed", "verbose", "device", "tensorboard_log"}
-R2VPO_HYPERPARAMETERS = (
-    set(inspect.signature(R2VPO.__init__).parameters) - {"self", "env", "_init_setup_model"} - COMMAND_LINE_ARGUMENTS
-)
+from sb3_r2vpo.zoo.study import run_trials
+from sb3_r2vpo.zoo.study_report import draw_study, print_summary, write_report
+from sb3_r2vpo.zoo.study_storage import find_study, find_trial, open_storage
 
 
 class R2VPOExperimentManager(ExperimentManager):
     """
     RL Zoo's experiment manager, with R2VPO's hyperparameter file as its default one. Hyperparameters are checked before
     anything is created. A finished training draws its learning curve and says where everything is.
+
+    A hyperparameter search survives its workers, of any algorithm, and writes its pictures; see `study`.
     """
+
+    study_storage: optuna.storages.BaseStorage | None = None
 
     def __init__(self, args: argparse.Namespace, algo: str, *other_args: Any, **kwargs: Any) -> None:
         if algo == ALGO and kwargs.get("config") is None:
@@ -55,11 +46,7 @@ class R2VPOExperimentManager(ExperimentManager):
         :return: The same with schedules in the place of their names
         :raises ValueError: When a string is not the name of a schedule
         """
-        schedules = {
-            key: linear_schedule(key, value)
-            for key, value in hyperparams.items()
-            if key in SCHEDULES and isinstance(value, str) and not (key == "var_coef" and value.startswith("auto"))
-        }
+        schedules = named_schedules(hyperparams)
         others = {key: value for key, value in hyperparams.items() if key not in schedules}
         return {**ExperimentManager._preprocess_schedules(others), **schedules}
 
@@ -103,50 +90,83 @@ class R2VPOExperimentManager(ExperimentManager):
     def _tensorboard_run(model: BaseAlgorithm) -> str | None:
         return model.logger.get_dir() if model.tensorboard_log is not None else None
 
+    def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
+        """
+        The hyperparameters are those of a trial when one is named, trial 0 too; those of the best one when storage and
+        study are named and no search is asked for.
 
-def linear_schedule(name: str, value: str) -> SimpleLinearSchedule:
-    """
-    :param name: Name of an argument
-    :param value: What the hyperparameters have for it, e.g. ``"lin_0.02"``
-    :return: The schedule from that value to zero
-    :raises ValueError: When the string is something else
-    """
-    kind, _, initial_value = value.partition("_")
-    try:
-        return {"lin": SimpleLinearSchedule}[kind](initial_value)
-    except (KeyError, ValueError):
-        raise ValueError(
-            f"`{name}` is {value!r}: it must be a number (in YAML with a point, 1.0e-3, otherwise it is text) or "
-            "'lin_<initial value>', e.g. 'lin_0.02', to fall from there to zero"
-            + (", or 'auto' or 'auto_<initial value>'" if name == "var_coef" else "")
-        ) from None
+        :return: The model and its hyperparameters, ``None`` when they are to be searched for
+        :raises ValueError: When storage, study or trial are not what they must be
+        :raises ImportError: When the driver of the database is missing
+        :raises ConnectionError: When the storage cannot be reached
+        """
+        if self.optimize_hyperparameters and self.storage is not None:
+            self.study_storage = open_storage(self.storage)
+        if self.trial_id is not None or (self.storage is not None and not self.optimize_hyperparameters):
+            # As RL Zoo has it, what the command line says counts more
+            self.custom_hyperparams = {**self._hyperparams_of_trial(), **(self.custom_hyperparams or {})}
+            self.trial_id = None
+        return super().setup_experiment()
 
+    def _hyperparams_of_trial(self) -> dict[str, Any]:
+        """
+        :return: Hyperparameters of the named trial, of the best one when none is named
+        :raises ValueError: When storage, study or trial are not what they must be
+        :raises ImportError: When the driver of the database is missing
+        :raises ConnectionError: When the storage cannot be reached
+        """
+        if self.storage is None:
+            raise ValueError(f"`--trial-id` is {self.trial_id}: `--storage` and `--study-name` must say of which study")
+        study = find_study(self.storage, self.study_name)
+        trial = find_trial(study, self.trial_id)
+        print(f"Hyperparameters of trial {trial.number} of study {study.study_name!r}, whose mean reward was {trial.value}")
+        try:
+            return HYPERPARAMS_CONVERTER[self.algo](trial.params)
+        except KeyError as e:
+            raise ValueError(
+                f"`--algo` is {self.algo!r}, but study {study.study_name!r} has no hyperparameter {e}: "
+                f"it is not one of {self.algo}"
+            ) from e
 
-def check_names(names: set[str]) -> None:
-    """
-    :param names: Names of the hyperparameters of an environment
-    :raises ValueError: When one is missing or unknown
-    """
-    known = ZOO_HYPERPARAMETERS | R2VPO_HYPERPARAMETERS
-    for name in sorted(names - known):
-        if name in COMMAND_LINE_ARGUMENTS:
-            raise ValueError(f"`{name}` is no hyperparameter: pass --{name.replace('_', '-')} {name.upper()} instead")
-        similar = difflib.get_close_matches(name, known, n=1)
-        suggestion = f"did you mean `{similar[0]}`?" if similar else f"there are {', '.join(sorted(known - {'clip_range'}))}"
-        raise ValueError(f"`{name}` is not a hyperparameter of {ALGO}: {suggestion}")
-    for name in ("policy", "n_timesteps"):
-        if name not in names:
-            raise ValueError(f"`{name}` is missing in the hyperparameters of the environment: RL Zoo needs it there")
+    def _create_sampler(self, sampler_method: str) -> BaseSampler:
+        if sampler_method != "tpe":
+            return super()._create_sampler(sampler_method)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            # RL Zoo's with `group`, for hyperparameters that not every trial has
+            return TPESampler(n_startup_trials=self.n_startup_trials, seed=self.seed, multivariate=True, group=True)
 
+    def hyperparameters_optimization(self) -> None:
+        """RL Zoo's, with a storage that knows dead workers, and with pictures in files."""
+        if self.storage is not None and self.study_name is None:
+            warnings.warn("`--storage` without `--study-name`: no other worker can join this study, its name is made up")
+        self.tensorboard_log = None
+        if self.algo == ALGO and self.n_jobs != 1:
+            # Compiling changes global state of torch for a moment, and these jobs are threads. A single job needs nothing:
+            # `compile="auto"` counts the gradient steps of each trial.
+            self._hyperparams.setdefault("compile", False)
+        study = optuna.create_study(
+            sampler=self._create_sampler(self.sampler),
+            pruner=self._create_pruner(self.pruner),
+            storage=self.study_storage,
+            study_name=self.study_name,
+            load_if_exists=True,
+            direction="maximize",
+        )
+        if "command" not in study.user_attrs:
+            study.set_user_attr("command", " ".join(sys.orig_argv))
+            for key in sorted(self._hyperparams):
+                study.set_user_attr(key, str(self._hyperparams[key]))
 
-def check_values(arguments: dict[str, Any], n_envs: int) -> None:
-    """
-    Before there are environments and a folder for the run.
+        run_trials(study, self.objective, self.n_trials, self.max_total_trials, self.n_jobs)
+        self._report(study)
 
-    :param arguments: Arguments of R2VPO
-    :param n_envs: Number of environments
-    :raises ValueError: When one is out of its range
-    """
-    model = R2VPO(env=None, **arguments, _init_setup_model=False)  # type: ignore[arg-type]
-    model.n_envs = n_envs
-    model._check_arguments()
+    def _report(self, study: optuna.Study) -> None:
+        print_summary(study)
+        search = f"{self.max_total_trials or self.n_trials}-trials-{self.n_timesteps}-{self.sampler}-{self.pruner}"
+        path = Path(self.log_folder) / self.algo / f"report_{self.env_name}_{search}_{int(time.time())}"
+        written = write_report(study, path)
+        if not self.no_optim_plots:
+            written |= draw_study(study, path)
+        for label, file in written.items():
+            print(f"{label + ':':<25}{file}")

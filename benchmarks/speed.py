@@ -57,6 +57,8 @@ END_TO_END = (
 #: What is added to the name of the implementation
 VEC_ENV_LABELS = {"dummy": "", "subproc": "", "envpool": " + EnvPool", "envpool, pinned": " + EnvPool, pinned"}
 IMPLEMENTATIONS = ("SB3 PPO", "SBX PPO", "R2VPO plain", "R2VPO compiled")
+#: What multiplies matrices: torch's own (MKL on x86), and what the compiled step uses where that is slow
+LIBRARIES = ("torch", "oneDNN")
 #: Where the time of a rollout goes: implementation and vectorized environment
 ROLLOUTS = tuple(
     (implementation, vec_env)
@@ -67,9 +69,10 @@ ROLLOUT_PARTS = ("environments", "everything else")
 #: What is measured, by the name of the function
 JOBS: dict[str, list[dict[str, Any]]] = {
     "matrix_product_seconds": [
-        dict(implementation="R2VPO plain", batch_size=batch_size, network=network)
+        dict(implementation="R2VPO plain", batch_size=batch_size, network=network, library=library)
         for network in NETWORKS
         for batch_size in BATCH_SIZES
+        for library in LIBRARIES
     ],
     "minibatch_seconds": [
         dict(implementation=implementation, batch_size=batch_size, network=network)
@@ -202,22 +205,25 @@ def model_on_task(implementation: str, device: str, task: str, vec_env: str) -> 
     return model.learn(2048)
 
 
-def matrix_product_seconds(implementation: str, device: str, batch_size: int, network: list[int]) -> float:
+def matrix_product_seconds(implementation: str, device: str, batch_size: int, network: list[int], library: str) -> float:
     """
     :return: Seconds that the matrix products alone of a minibatch take, forwards and backwards, of policy and value network
     """
     import torch as th
 
+    from sb3_r2vpo.onednn import product
+
+    multiply = th.mm if library == "torch" or device == "cuda" else lambda a, b: product(a, b.t())
     layers = [pair for n_outputs in (6, 1) for pair in pairwise((17, *network, n_outputs))]
     operands = [[th.randn(s, device=device) for s in ((batch_size, i), (i, o), (batch_size, o))] for i, o in layers]
     n_repeats = 64_000 // batch_size
     start = time.perf_counter()
     for _ in range(n_repeats):
         for (n_in, _), (x, weight, gradient) in zip(layers, operands, strict=True):
-            th.mm(x, weight)
-            th.mm(x.t(), gradient)
+            multiply(x, weight)
+            multiply(x.t(), gradient)
             if n_in != 17:  # the observations need no gradient
-                th.mm(gradient, weight.t())
+                multiply(gradient, weight.t())
     if device == "cuda":
         th.cuda.synchronize()
     return (time.perf_counter() - start) / n_repeats
@@ -415,28 +421,31 @@ def minibatch_table(results: dict[str, Any]) -> str:
     :param results: The results file
     :return: Markdown: milliseconds per minibatch, and how many times as fast as SB3's PPO
     """
-    columns = (*IMPLEMENTATIONS, "torch's matrix products alone")
+    columns = (*IMPLEMENTATIONS, *(f"matrix products alone, {library}" for library in LIBRARIES))
     lines = ["| `train()`, ms per minibatch | " + " | ".join(columns) + " |", "|---" * (1 + len(columns)) + "|"]
     for network in NETWORKS:
         for batch_size in BATCH_SIZES:
             rows = minibatch_medians(results, "minibatch_seconds", batch_size, network)
             cells = [f"{1000 * rows[i]:.2f} ({rows['SB3 PPO'] / rows[i]:.1f}×)" for i in IMPLEMENTATIONS]
-            (floor,) = minibatch_medians(results, "matrix_product_seconds", batch_size, network).values()
-            cells.append(f"{1000 * floor:.2f}")
+            floors = minibatch_medians(results, "matrix_product_seconds", batch_size, network, key="library")
+            cells += [f"{1000 * floors[library]:.2f}" for library in LIBRARIES]
             lines.append(f"| {network[0]}-{network[1]}, batch {batch_size} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def minibatch_medians(results: dict[str, Any], part: str, batch_size: int, network: tuple[int, ...]) -> dict[str, float]:
+def minibatch_medians(
+    results: dict[str, Any], part: str, batch_size: int, network: tuple[int, ...], key: str = "implementation"
+) -> dict[str, float]:
     """
     :param results: The results file
     :param part: One of ``PARTS`` that measures minibatches
     :param batch_size: Minibatch size
     :param network: Hidden layers
-    :return: Seconds by implementation
+    :param key: What tells the rows apart
+    :return: Seconds by that
     """
     return {
-        row["implementation"]: row["median"]
+        row[key]: row["median"]
         for row in results[part]
         if row["batch_size"] == batch_size and tuple(row["network"]) == network
     }

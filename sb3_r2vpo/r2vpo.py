@@ -23,6 +23,7 @@ from sb3_r2vpo.acting import compiled_forward
 from sb3_r2vpo.arguments import as_schedule, check_bounds, check_integer, check_number, check_schedule, is_number
 from sb3_r2vpo.compiled import CompiledUpdater
 from sb3_r2vpo.dual import DualVariable, parse_auto
+from sb3_r2vpo.memory import keep_freed_memory
 from sb3_r2vpo.nonfinite import check_finite
 from sb3_r2vpo.rollouts import minibatch_source
 from sb3_r2vpo.tracing import Programs
@@ -216,6 +217,8 @@ class R2VPO(OnPolicyAlgorithm):
 
         self._setup_dual()
         use_fused_adam(self.policy.optimizer)
+        if self.device.type == "cpu":
+            keep_freed_memory()
 
     def _setup_dual(self) -> None:
         """Create the dual variable at its initial value; it exists for a fixed ``var_coef`` too."""

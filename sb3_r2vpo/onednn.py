@@ -1,6 +1,6 @@
 """
 Large matrix products by oneDNN where torch's own are slow: torch multiplies with Intel's MKL, which leaves AVX-512 unused
-on AMD's processors. Measured on an EPYC 9005 (Zen 5), one thread: 99 GFLOP/s by MKL, 228 by oneDNN.
+on AMD's processors (measured by benchmarks/speed.py on Zen 5: half the speed).
 """
 
 from functools import cache

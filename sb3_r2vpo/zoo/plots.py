@@ -31,7 +31,7 @@ def save_shown_figures(command: str) -> None:
         for figure in figures:
             title = re.sub(r"[^\w-]+", "_", str(figure.get_label()) or f"{figure.number}")
             picture = PICTURES / f"{command}_{title}.png"
-            figure.savefig(picture, dpi=120)
+            figure.savefig(picture, dpi=120, bbox_inches="tight")
             print(f"Picture: {picture}")
         if has_screen():
             show()

@@ -8,6 +8,7 @@ import gymnasium as gym
 import pytest
 import yaml
 from stable_baselines3.common.monitor import load_results
+from stable_baselines3.common.policies import ActorCriticCnnPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 pytest.importorskip("envpool")
@@ -15,7 +16,7 @@ pytest.importorskip("rl_zoo3")
 
 import rl_zoo3.exp_manager
 
-from sb3_r2vpo import EnvPoolVecEnv
+from sb3_r2vpo import R2VPO, EnvPoolVecEnv
 from sb3_r2vpo.zoo import envpool
 
 FEW_STEPS = ["-n", "600", "-params", "n_steps:64", "n_envs:2", "batch_size:64", "n_epochs:2", "normalize:True"]
@@ -48,6 +49,19 @@ def test_train_then_enjoy(tmp_path):
     assert watched.returncode == 0, watched.stderr
     assert "2 Episodes" in watched.stdout and "Mean episode length: 100.00" in watched.stdout
     assert len(load_results(str(tmp_path / "rewards"))) == 2
+
+
+def test_atari(tmp_path):
+    few_steps = ["-n", "64", "-params", "n_steps:16", "n_envs:2", "batch_size:16", "n_epochs:1"]
+    evaluation = ["--eval-freq", "64", "--eval-episodes", "1", "--eval-env-kwargs", "max_episode_steps:50"]
+    run = r2vpo("train", "--vec-env", "envpool", "--env", "Breakout-v5", *few_steps, *evaluation, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    model = R2VPO.load(tmp_path / "logs" / "r2vpo" / "Breakout-v5_1" / "Breakout-v5.zip")
+    assert model.policy_class is ActorCriticCnnPolicy and model.observation_space.shape == (4, 84, 84)
+
+    watched = r2vpo("enjoy", "--env", "Breakout-v5", "-n", "100", "--env-kwargs", "max_episode_steps:50", cwd=tmp_path)
+    assert watched.returncode == 0, watched.stderr
+    assert "Mean episode length: 50.00" in watched.stdout
 
 
 def test_without_the_argument_it_says_what_is_missing(tmp_path):

@@ -25,6 +25,8 @@ from sb3_r2vpo.zoo.experiment import R2VPOExperimentManager
 VEC_ENV = "envpool"
 #: RL Zoo's own ones
 ZOO_VEC_ENVS = ("dummy", "subproc")
+#: What RL Zoo's entry for Atari wraps a game in
+ATARI_WRAPPER = ["stable_baselines3.common.atari_wrappers.AtariWrapper"]
 #: Of the environments that Gymnasium does not have
 ENTRY_POINT = f"{__name__}:exists_in_envpool_only"
 
@@ -38,6 +40,24 @@ class EnvPoolExperimentManager(R2VPOExperimentManager):
         super().__init__(args, *pos_args, **kwargs)
         # Saved with the run, where `enjoy` looks
         args.vec_env = VEC_ENV
+        if is_atari(self.env_name.gym_id):
+            # RL Zoo goes by Gymnasium's registry
+            self._is_atari, self.deterministic_eval = True, False
+
+    def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """
+        Atari's entry without its wrappers: EnvPool scales and stacks frames itself. Rewards are clipped in training;
+        an episode is a whole game, not a life.
+
+        :return: The hyperparameters, and those to be saved
+        """
+        hyperparams, saved_hyperparams = super().read_hyperparameters()
+        if self._is_atari and hyperparams.get("env_wrapper") == ATARI_WRAPPER:
+            for entries in (hyperparams, saved_hyperparams):
+                del entries["env_wrapper"]
+                entries.pop("frame_stack", None)
+            self.env_kwargs = {"reward_clip": True, **self.env_kwargs}
+        return hyperparams, saved_hyperparams
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
         """
@@ -55,6 +75,16 @@ class EnvPoolExperimentManager(R2VPOExperimentManager):
             monitor_dir=None if eval_env or no_log else self.save_path,
         )
         return super().create_envs(n_envs, eval_env, no_log)
+
+
+def is_atari(env_id: str) -> bool:
+    """
+    :param env_id: EnvPool's name of an environment
+    :return: Whether it is a game of Atari
+    """
+    from envpool.registration import registry
+
+    return registry.specs[env_id][0] == "envpool.atari"
 
 
 def pool_of(env_id: str, env_kwargs: dict[str, Any] | None, monitor_dir: str | None) -> Any:

@@ -160,3 +160,11 @@ def test_share_and_download(r2vpo, monkeypatch, tmp_path):
     # An agent that was trained without
     (hub.folder / "vec_normalize.pkl").unlink()
     assert "No normalization file" in r2vpo(*download)
+
+
+def test_a_video_that_cannot_be_rendered(r2vpo, monkeypatch):
+    monkeypatch.setattr("sb3_r2vpo.zoo.cli.has_screen", lambda: False)
+    monkeypatch.setattr("sb3_r2vpo.zoo.screen.find_library", lambda name: None)
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    with pytest.raises(SystemExit, match="HalfCheetah-v5 cannot be rendered without a screen here: install EGL"):
+        r2vpo("record_video", "--env", "HalfCheetah-v5")

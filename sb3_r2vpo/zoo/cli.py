@@ -107,7 +107,7 @@ def prepare_video(arguments: list[str]) -> None:
     :param arguments: Arguments of the command
     """
     if not has_screen():
-        render_without_screen()
+        render_without_screen(take(("--env",), arguments)[0])
     prepare(arguments)
     # They load it with its environment, which is about training on it
     warnings.filterwarnings("ignore", "You have specified a mini-batch size")

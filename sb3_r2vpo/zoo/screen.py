@@ -4,6 +4,8 @@ import os
 import sys
 from ctypes.util import find_library
 
+import gymnasium as gym
+
 
 def has_screen() -> bool:
     """
@@ -12,9 +14,12 @@ def has_screen() -> bool:
     return sys.platform != "linux" or "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ
 
 
-def render_without_screen() -> None:
+def render_without_screen(env_id: str | None) -> None:
     """
     Let the environments of this process render into memory. It must come before they are imported.
+
+    :param env_id: The environment
+    :raises ImportError: When that is one of MuJoCo's, and there is nothing to render it with
     """
     # pygame: classic control, Box2D
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
@@ -22,5 +27,5 @@ def render_without_screen() -> None:
     backend = next((name for name, library in (("egl", "EGL"), ("osmesa", "OSMesa")) if find_library(library)), None)
     if backend is not None:
         os.environ.setdefault("MUJOCO_GL", backend)
-    elif "MUJOCO_GL" not in os.environ:
-        print("MuJoCo cannot render without a screen here: install EGL (libegl1) or OSMesa (libosmesa6)")
+    elif "MUJOCO_GL" not in os.environ and env_id in gym.registry and "mujoco" in str(gym.spec(env_id).entry_point):
+        raise ImportError(f"{env_id} cannot be rendered without a screen here: install EGL (libegl1) or OSMesa (libosmesa6)")

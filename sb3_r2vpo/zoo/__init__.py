@@ -1,6 +1,8 @@
 """R2VPO in RL Zoo (https://github.com/DLR-RM/rl-baselines3-zoo). Importing this package does not import RL Zoo yet."""
 
 import sys
+import warnings
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from operator import attrgetter
@@ -58,11 +60,11 @@ def register() -> None:
     register_search_space()
     replace_in_zoo("ExperimentManager", R2VPOExperimentManager)
     replace_in_zoo("create_test_env", create_test_env)
-    try:
+    with suppress(ImportError), warnings.catch_warnings():
+        # Of windows, without a screen
+        warnings.filterwarnings("ignore", category=UserWarning, module="glfw")
         # Registers its environments with Gymnasium, dm_control/... among them
         import shimmy  # noqa: F401
-    except ImportError:
-        pass
 
 
 def import_zoo() -> None:

@@ -36,7 +36,8 @@ MIN_TARGET_VAR = 1e-8
 #: With `compile="auto"`: how many gradient steps earn back the time that compiling takes. Measured (benchmarks/speed.py):
 #: 21 s to compile, 0.9 ms saved per step with the default policy and batch size, so 23,000 steps; more with larger batches.
 COMPILE_PAYS_FROM = 30_000
-#: The same of the forward pass, in steps of the vectorized environment: 2.3 s after the gradient step's, 0.09 ms saved.
+#: The same of the forward pass, in steps of the vectorized environment: 0.1 ms saved, and after the gradient step
+#: compiling it takes two to three seconds more (timed once, not by the benchmark).
 COMPILE_FORWARD_PAYS_FROM = 30_000
 
 
@@ -158,7 +159,7 @@ class R2VPO(OnPolicyAlgorithm):
         clip_range: None = None,
         _init_setup_model: bool = True,
     ):
-        _reject_clip_range(clip_range)
+        reject_clip_range(clip_range)
         super().__init__(
             policy,
             env,
@@ -520,7 +521,7 @@ class R2VPO(OnPolicyAlgorithm):
         :raises TypeError: When a keyword argument is not one of the constructor's
         :raises ValueError: When an argument is out of its range, or the file was not saved by R2VPO
         """
-        _reject_clip_range(kwargs.pop("clip_range", None))
+        reject_clip_range(kwargs.pop("clip_range", None))
         _reject_unknown_arguments(cls, kwargs)
         model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
         if "var_coef" in {**(custom_objects or {}), **kwargs}:
@@ -528,7 +529,11 @@ class R2VPO(OnPolicyAlgorithm):
         return model
 
 
-def _reject_clip_range(clip_range: Any) -> None:
+def reject_clip_range(clip_range: Any) -> None:
+    """
+    :param clip_range: What was passed for PPO's argument
+    :raises TypeError: When that is anything
+    """
     if clip_range is not None:
         raise TypeError(
             f"`clip_range` is {clip_range!r}, but R2VPO has no clipping: remove it. The size of an update is set by "

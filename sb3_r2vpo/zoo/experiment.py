@@ -13,7 +13,7 @@ from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
-from sb3_r2vpo.r2vpo import R2VPO
+from sb3_r2vpo.r2vpo import reject_clip_range
 from sb3_r2vpo.zoo import ALGO, hyperparameter_file
 from sb3_r2vpo.zoo.hyperparameters import check_names, check_values, named_schedules
 from sb3_r2vpo.zoo.learning_curve import draw_learning_curve
@@ -62,7 +62,7 @@ class R2VPOExperimentManager(ExperimentManager):
         if self.algo != ALGO:
             return super()._preprocess_hyperparams(hyperparams)
         # Before RL Zoo makes a schedule of it
-        R2VPO("MlpPolicy", env=None, clip_range=hyperparams.get("clip_range"), _init_setup_model=False)  # type: ignore[arg-type]
+        reject_clip_range(hyperparams.get("clip_range"))
         check_names(set(hyperparams))
         processed = super()._preprocess_hyperparams(hyperparams)
         check_values(processed[0], self.n_envs)

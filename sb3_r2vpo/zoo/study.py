@@ -7,10 +7,10 @@ from datetime import datetime, timedelta
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
-from optuna.storages import fail_stale_trials
+from optuna.storages import JournalStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
 
-from sb3_r2vpo.zoo.study_storage import JournalStorage, grace_period, heartbeat_interval
+from sb3_r2vpo.zoo.study_storage import grace_period, heartbeat_interval
 
 Objective = Callable[[optuna.Trial], float]
 

@@ -185,7 +185,7 @@ def model_on_task(implementation: str, device: str, task: str, vec_env: str) -> 
 
     env: VecEnv
     if vec_env.startswith("envpool"):
-        from sb3_r2vpo.vec_env import make_envpool_vec_env
+        from sb3_r2vpo.envpool_vec_env import make_envpool_vec_env
 
         # One core for each thread, else the kernel decides
         env_kwargs = dict(thread_affinity_offset=0) if vec_env == "envpool, pinned" else None
@@ -211,7 +211,7 @@ def matrix_product_seconds(implementation: str, device: str, batch_size: int, ne
     """
     import torch as th
 
-    from sb3_r2vpo.onednn import product
+    from sb3_r2vpo.fast.onednn import product
 
     multiply = th.mm if library == "torch" or device == "cuda" else lambda a, b: product(a, b.t())
     layers = [pair for n_outputs in (6, 1) for pair in pairwise((17, *network, n_outputs))]

@@ -19,14 +19,14 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_r2vpo.acting import compiled_forward
 from sb3_r2vpo.arguments import as_schedule, check_bounds, check_integer, check_number, check_schedule, is_number
-from sb3_r2vpo.compiled import CompiledUpdater
 from sb3_r2vpo.dual import DualVariable, parse_auto
-from sb3_r2vpo.memory import keep_freed_memory
+from sb3_r2vpo.fast.acting import compiled_forward
+from sb3_r2vpo.fast.compiled import CompiledUpdater
+from sb3_r2vpo.fast.memory import keep_freed_memory
+from sb3_r2vpo.fast.tracing import Programs
 from sb3_r2vpo.nonfinite import check_finite
 from sb3_r2vpo.rollouts import minibatch_source
-from sb3_r2vpo.tracing import Programs
 from sb3_r2vpo.updater import Coefficients, Metrics, Updater, use_fused_adam
 
 SelfR2VPO = TypeVar("SelfR2VPO", bound="R2VPO")

@@ -14,8 +14,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import SimpleMultiObsEnv
 
 from sb3_r2vpo import R2VPO
-from sb3_r2vpo.acting import compiled_forward
-from sb3_r2vpo.tracing import Programs
+from sb3_r2vpo.fast.acting import compiled_forward
+from sb3_r2vpo.fast.tracing import Programs
 
 N_STEPS, N_ENVS = 32, 2
 

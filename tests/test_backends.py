@@ -16,11 +16,12 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, RolloutBufferSamples
 from torch import nn
 
-from sb3_r2vpo import R2VPO, NonFiniteUpdateError, compiled
-from sb3_r2vpo.compiled import CompiledUpdater
+from sb3_r2vpo import R2VPO, NonFiniteUpdateError
 from sb3_r2vpo.dual import DualVariable
+from sb3_r2vpo.fast import compiled
+from sb3_r2vpo.fast.compiled import CompiledUpdater
+from sb3_r2vpo.fast.tracing import Programs
 from sb3_r2vpo.rollouts import Samples, index, shuffled_minibatches
-from sb3_r2vpo.tracing import Programs
 from sb3_r2vpo.updater import Coefficients, Metrics, Updater, use_fused_adam
 
 BATCH_SIZE, N_SAMPLES = 32, 128

@@ -8,7 +8,8 @@ import torch as th
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from sb3_r2vpo import R2VPO, onednn
+from sb3_r2vpo import R2VPO
+from sb3_r2vpo.fast import onednn
 
 pytestmark = pytest.mark.skipif(not th.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
 
@@ -54,7 +55,7 @@ def test_other_types_are_left_alone(monkeypatch, dtype):
 def test_training_with_large_minibatches(monkeypatch):
     """The compiled gradient step with oneDNN's products beside the plain one, on the same rollout."""
     n_products = []
-    monkeypatch.setattr("sb3_r2vpo.tracing.onednn_is_faster", lambda: True)
+    monkeypatch.setattr("sb3_r2vpo.fast.tracing.onednn_is_faster", lambda: True)
     monkeypatch.setattr(
         onednn, "is_large_product", lambda node, original=onednn.is_large_product: original(node) and not n_products.append(1)
     )

@@ -16,7 +16,7 @@ import yaml
 from rl_zoo3.utils import create_test_env as create_gymnasium_test_env
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_r2vpo.vec_env import EnvPoolVecEnv, check_env_id
+from sb3_r2vpo.envpool_vec_env import EnvPoolVecEnv, check_env_id
 from sb3_r2vpo.zoo import replace_in_zoo
 from sb3_r2vpo.zoo.arguments import take
 from sb3_r2vpo.zoo.experiment import R2VPOExperimentManager

@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributions import Distribution
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from sb3_r2vpo.onednn import onednn_is_faster, use_onednn
+from sb3_r2vpo.fast.onednn import onednn_is_faster, use_onednn
 
 #: From tensors to tensors
 Program = Callable[..., tuple[th.Tensor, ...]]

@@ -8,8 +8,8 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
+from sb3_r2vpo.fast.tracing import Program, Programs, check_traceable, compile_function, constants_of, layout_of, replaced
 from sb3_r2vpo.rollouts import Samples, from_tensors, to_tensors
-from sb3_r2vpo.tracing import Program, Programs, check_traceable, compile_function, constants_of, layout_of, replaced
 from sb3_r2vpo.updater import Coefficients, Updater, step_if
 
 #: From the tensors of the minibatch to the metrics

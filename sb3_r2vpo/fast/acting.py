@@ -8,7 +8,7 @@ from typing import Any
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_r2vpo.tracing import Program, Programs, check_traceable, compile_function, constants_of, layout_of, replaced
+from sb3_r2vpo.fast.tracing import Program, Programs, check_traceable, compile_function, constants_of, layout_of, replaced
 from sb3_r2vpo.updater import unchanged
 
 #: A tensor, or a dictionary of tensors

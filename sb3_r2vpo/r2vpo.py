@@ -16,7 +16,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import explained_variance
+from stable_baselines3.common.utils import explained_variance, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_r2vpo.arguments import as_schedule, check_bounds, check_integer, check_number, check_schedule, is_number
@@ -59,7 +59,8 @@ class R2VPO(OnPolicyAlgorithm):
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, ...)
     :param env: The environment to learn from (if registered in Gym, can be str)
     :param learning_rate: The learning rate, it can be a function
-        of the current progress remaining (from 1 to 0)
+        of the current progress remaining (from 1 to 0; the last rollout can pass the end of training, and counts as 0).
+        Negative values of this and every other schedule count as zero
     :param n_steps: The number of steps to run for each environment per update
         (i.e. rollout buffer size is n_steps * n_envs where n_envs is number of environment copies running in parallel)
         NOTE: n_steps * n_envs must be greater than 1 (because of the advantage normalization)
@@ -68,9 +69,8 @@ class R2VPO(OnPolicyAlgorithm):
     :param gamma: Discount factor
     :param gae_lambda: Factor for trade-off of bias vs variance for Generalized Advantage Estimator
     :param var_coef: The dual variable λ, the coefficient of the ratio variance. A float or a function of the current
-        progress remaining (from 1 to 0) fixes it (the paper's choice on robotics; negative values of a schedule count
-        as zero, the last rollout can pass the end of training). ``"auto"`` learns it, ``"auto_5.0"`` learns it from
-        that start. A sample rests at ``ρ = 1 + Â / (2 var_coef)``.
+        progress remaining (from 1 to 0) fixes it (the paper's choice on robotics).
+        ``"auto"`` learns it, ``"auto_5.0"`` learns it from that start. A sample rests at ``ρ = 1 + Â / (2 var_coef)``.
     :param target_var: The bound δ on the ratio variance that a learned ``var_coef`` holds. It can be a function of
         the current progress remaining, held at a small positive value where it reaches zero.
         The V that feeds the dual ascent is that of each minibatch before its gradient step. It starts at zero in every
@@ -329,10 +329,9 @@ class R2VPO(OnPolicyAlgorithm):
         # Switch to train mode (this affects batch norm / dropout)
         self.policy.set_training_mode(True)
         # Update optimizer learning rate
-        self._value_now("learning_rate", self.lr_schedule)
         self._update_learning_rate(self.policy.optimizer)
         if not self.dual.learned:
-            self.dual.set(max(self._value_now("var_coef", self.var_coef), 0.0))
+            self.dual.set(self._value_now("var_coef", self.var_coef))
         update = self._make_updater()
         # The rollout goes to the device once, the metrics stay there until all epochs are done
         minibatches = minibatch_source(self.rollout_buffer)
@@ -399,7 +398,7 @@ class R2VPO(OnPolicyAlgorithm):
         """
         :param name: Name of the argument
         :param schedule: The schedule that the argument has become
-        :return: Its value at the current progress
+        :return: Its value at the current progress, zero where it is negative
         :raises ValueError: When that is not a finite number
         """
         value = schedule(self._current_progress_remaining)
@@ -408,7 +407,18 @@ class R2VPO(OnPolicyAlgorithm):
                 f"`{name}` is a schedule that gives {value} at a remaining progress of "
                 f"{self._current_progress_remaining:.4f}: its values must be finite"
             )
-        return value
+        return max(value, 0.0)
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
+        # A rollout is not cut short, so that the last one can pass the end
+        self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
+
+    def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
+        learning_rate = self._value_now("learning_rate", self.lr_schedule)
+        self.logger.record("train/learning_rate", learning_rate)
+        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
+            update_learning_rate(optimizer, learning_rate)
 
     def _log_update(self, metrics: list[list[th.Tensor]], coefficients: Coefficients) -> None:
         """

@@ -43,6 +43,30 @@ def test_a_fixed_coefficient_stays():
     assert values.ravel().tolist() == [0.5] * 3
 
 
+@pytest.mark.parametrize("name", ["learning_rate", "clip_range_vf", "var_coef"])
+@pytest.mark.parametrize("schedule", [lambda progress: progress, lambda progress: 2 * progress - 1])
+def test_no_schedule_goes_below_zero(name, schedule):
+    values, _ = logged_during([f"train/{name}"], 3, **{name: schedule})
+    total = 2 * 128 + 1
+    assert values.ravel() == pytest.approx([max(0.0, schedule(1 - steps / total)) for steps in (128, 256, total)])
+
+
+def test_a_learning_rate_that_falls_to_zero_learns_nothing_in_a_rollout_beyond_the_end():
+    policies = []
+
+    class KeepPolicy(BaseCallback):
+        def _on_step(self):
+            return True
+
+        def _on_rollout_start(self):
+            policies.append(self.model.policy.parameters_to_vector())
+
+    model = R2VPO("MlpPolicy", "CartPole-v1", n_steps=128, seed=0, learning_rate=lambda progress: 3e-4 * progress)
+    model.learn(2 * 128 + 1, callback=KeepPolicy())
+    assert (policies[1] != policies[2]).any()
+    np.testing.assert_array_equal(policies[2], model.policy.parameters_to_vector())
+
+
 def test_a_scheduled_coefficient_follows_and_is_floored_at_zero():
     values, _ = logged_during(["train/var_coef"], 3, var_coef=lambda progress: 6.0 * progress)
     total = 2 * 128 + 1
@@ -51,7 +75,7 @@ def test_a_scheduled_coefficient_follows_and_is_floored_at_zero():
 
 def test_a_scheduled_target_is_floored_above_zero():
     values, model = logged_during(["train/var_coef"], 3, target_var=lambda progress: 0.02 * progress, dual_lr=0.1)
-    assert model._current_progress_remaining < 0
+    assert model._current_progress_remaining == 0
     assert model._current_coefficients().target_var > 0
     # Nothing is allowed any more, so the price rises
     assert np.isfinite(values).all() and values[-1] > values[-2]

@@ -4,6 +4,7 @@ import io
 import math
 import pathlib
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, ClassVar, TypeVar
 
@@ -122,6 +123,8 @@ class R2VPO(OnPolicyAlgorithm):
         "CnnPolicy": ActorCriticCnnPolicy,
         "MultiInputPolicy": MultiInputActorCriticPolicy,
     }
+    #: What takes a gradient step: replaced where only the objective is another
+    updater_class: Callable[..., Updater] = Updater
     dual: DualVariable
 
     def __init__(
@@ -364,7 +367,7 @@ class R2VPO(OnPolicyAlgorithm):
         """
         :return: What takes the gradient steps of this rollout
         """
-        updater = Updater(self.policy, self.dual, self._current_coefficients())
+        updater = self.updater_class(self.policy, self.dual, self._current_coefficients())
         if self._compile_step():
             return CompiledUpdater(updater, self._programs)
         return updater

@@ -63,6 +63,9 @@ class Updater:
     :param coefficients: Everything else, constant over one rollout
     """
 
+    #: What a subclass with another objective replaces
+    surrogate = staticmethod(objective.surrogate)
+
     def __init__(self, policy: ActorCriticPolicy, dual: DualVariable, coefficients: Coefficients) -> None:
         self.policy = policy
         self.dual = dual
@@ -105,7 +108,7 @@ class Updater:
 
         log_ratio = log_prob - batch.old_log_prob
         ratio = objective.policy_ratio(log_ratio)
-        surrogate = objective.surrogate(ratio, advantages)
+        surrogate = self.surrogate(ratio, advantages)
         variance = objective.ratio_variance(ratio)
         lagrangian = objective.lagrangian(surrogate, variance, self.dual.value, c.target_var)
 

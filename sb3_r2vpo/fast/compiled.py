@@ -1,5 +1,6 @@
 """The gradient step of `Updater` traced, compiled and, on a GPU, replayed as a CUDA graph."""
 
+import copy
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -176,7 +177,9 @@ def compile_program(plain: Updater, state: State, batch: Samples) -> Program:
         coefficients = Coefficients._make(next(numbers) if is_number(value) else value for value in plain.coefficients)
         replacements = dict(zip(originals, [*leaves, *traced.buffers], strict=True))
         with replaced(replacements, policy, dual):
-            accept, metrics = Updater(policy, dual, coefficients).backward(from_tensors(tensors[n_state:], like=batch))
+            updater = copy.copy(plain)
+            updater.coefficients = coefficients
+            accept, metrics = updater.backward(from_tensors(tensors[n_state:], like=batch))
         for step in traced.steps:
             step.add_(accept)
         return *(replacements[p].grad for p in stepped(policy.optimizer)), (~accept).float(), metrics

@@ -1,13 +1,69 @@
-"""What to say when a gradient step had to be skipped."""
+"""What is not finite: an observation ends the rollout, a gradient step is skipped and ends training after the update."""
+
+from typing import Any
 
 import numpy as np
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_r2vpo.updater import Metrics
 
 
 class NonFiniteUpdateError(ValueError):
     """A loss or gradient was NaN or infinite. The minibatch was skipped, the weights are as good as before it."""
+
+
+class NonFiniteObservationError(ValueError):
+    """An observation was NaN or infinite. The policy has not seen it, the environment has got no action for it."""
+
+
+class FiniteObservations(BaseCallback):
+    """
+    Ends training at the first observation that is NaN or infinite, before the policy makes an action of it.
+    """
+
+    def _on_rollout_start(self) -> None:
+        # The only one of a reset
+        self._check(self.model._last_obs)
+
+    def _on_step(self) -> bool:
+        self._check(self.locals["new_obs"])
+        return True
+
+    def _check(self, observations: Any) -> None:
+        """
+        :param observations: Observations of all environments as the policy gets them, or a dictionary of such
+        :raises NonFiniteObservationError: When one of them is not finite
+        """
+        if all(_rows_finite(array).all() for array in _named(observations).values()):
+            return
+        normalizer = self.model.get_vec_normalize_env()
+        # One bad observation has spoilt the statistics, and with them the observations of all environments
+        originals = observations if normalizer is None else normalizer.get_original_obs()
+        bad = {name: np.flatnonzero(~_rows_finite(array)) for name, array in _named(originals).items()}
+        where = [f"`{name}` of environment {rows[0]}" for name, rows in bad.items() if len(rows) > 0]
+        step = self.model.num_timesteps // self.model.n_envs
+        raise NonFiniteObservationError(
+            f"Not finite: {' and '.join(where) or '`observations` after normalization'}, at step {step} of the environment "
+            f"({self.model.num_timesteps} timesteps). The policy got no such observation and the weights are finite. "
+            "Look for the source in the environment."
+        )
+
+
+def _named(observations: Any) -> dict[str, np.ndarray]:
+    return observations if isinstance(observations, dict) else {"observations": observations}
+
+
+def _rows_finite(array: np.ndarray) -> np.ndarray:
+    """
+    :param array: Of shape (n_envs, ...)
+    :return: Which rows the policy, whose numbers are float32, sees as finite, of shape (n_envs,)
+    """
+    if not np.issubdtype(array.dtype, np.floating):
+        return np.ones(1, dtype=bool)
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(array.astype(np.float32, copy=False))
+    return finite.reshape(len(array), -1).all(axis=1)
 
 
 def check_finite(steps: np.ndarray, buffer: RolloutBuffer, num_timesteps: int) -> None:
@@ -23,11 +79,12 @@ def check_finite(steps: np.ndarray, buffer: RolloutBuffer, num_timesteps: int) -
         return
     in_step = [name.replace("_", " ") for name, ok in zip(Metrics._fields, finite[skipped[0]], strict=True) if not ok]
     in_rollout = not_finite_in(buffer)
-    advice = (
-        "Look for the source in the environment, e.g. with VecCheckNan."
-        if in_rollout
-        else "Try a lower `learning_rate`, a lower `max_grad_norm` or a lower `target_var`."
-    )
+    if in_rollout:
+        advice = "Look for the source in the environment, e.g. with VecCheckNan."
+    elif set(in_step) <= {"loss", "gradient norm"}:
+        advice = "Its parts are finite: try a `vf_coef`, an `ent_coef` or a `var_coef` closer to zero, or smaller rewards."
+    else:
+        advice = "Try a lower `learning_rate`, a lower `max_grad_norm` or a lower `target_var`."
     raise NonFiniteUpdateError(
         f"{' and '.join(in_step)} not finite in gradient step {skipped[0] + 1} of {len(steps)} "
         f"after {num_timesteps} timesteps ({len(skipped)} such steps). "

@@ -12,7 +12,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.save_util import load_from_zip_file
@@ -26,7 +26,7 @@ from sb3_r2vpo.fast.acting import compiled_forward
 from sb3_r2vpo.fast.compiled import CompiledUpdater
 from sb3_r2vpo.fast.memory import keep_freed_memory
 from sb3_r2vpo.fast.tracing import Programs
-from sb3_r2vpo.nonfinite import check_finite
+from sb3_r2vpo.nonfinite import FiniteObservations, check_finite
 from sb3_r2vpo.rollouts import minibatch_source
 from sb3_r2vpo.updater import Coefficients, Metrics, Updater, use_fused_adam
 
@@ -411,6 +411,14 @@ class R2VPO(OnPolicyAlgorithm):
                 f"{self._current_progress_remaining:.4f}: its values must be finite"
             )
         return max(value, 0.0)
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        # Before the user's, which then never see what ends the training
+        check = FiniteObservations()
+        check.init_callback(self)
+        callbacks = CallbackList([check, super()._init_callback(callback, progress_bar)])
+        callbacks.model = self
+        return callbacks
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         super()._update_current_progress_remaining(num_timesteps, total_timesteps)

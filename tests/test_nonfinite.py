@@ -6,10 +6,72 @@ import pytest
 import torch as th
 from stable_baselines3.common.envs import SimpleMultiObsEnv
 from stable_baselines3.common.utils import FloatSchedule
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_r2vpo import R2VPO, NonFiniteUpdateError
+from sb3_r2vpo import R2VPO, NonFiniteObservationError, NonFiniteUpdateError
 from sb3_r2vpo.rollouts import minibatch_source
 from sb3_r2vpo.updater import Metrics, Updater
+
+
+class BadObservation(gym.Wrapper):
+    """Gives a bad observation at one step (0: the reset), and refuses bad actions."""
+
+    def __init__(self, env, at, value):
+        super().__init__(env)
+        self.at, self.value, self.count = at, value, 0
+
+    def reset(self, **kwargs):
+        obs, info = self.env.reset(**kwargs)
+        return self._spoilt(obs), info
+
+    def step(self, action):
+        assert np.isfinite(action).all()
+        self.count += 1
+        obs, *rest = self.env.step(action)
+        return self._spoilt(obs), *rest
+
+    def _spoilt(self, obs):
+        obs = np.array(obs)
+        if self.count == self.at:
+            obs[1] = self.value
+        return obs
+
+
+@pytest.mark.parametrize(("compile", "normalize"), [(False, False), (False, True), (True, False)])
+@pytest.mark.parametrize(("at", "value"), [(0, np.nan), (64, np.nan), (70, np.inf)])
+def test_a_bad_observation_gets_no_action(compile, normalize, at, value):
+    env = DummyVecEnv([lambda: gym.make("Pendulum-v1"), lambda: BadObservation(gym.make("Pendulum-v1"), at, value)])
+    model = R2VPO(
+        "MlpPolicy",
+        VecNormalize(env) if normalize else env,
+        n_steps=64,
+        batch_size=64,
+        n_epochs=1,
+        seed=0,
+        compile=compile,
+    )
+    seen = []
+    with pytest.raises(
+        NonFiniteObservationError, match=rf"`observations` of environment 1, at step {at} .*\({2 * at} timesteps"
+    ):
+        model.learn(256, callback=lambda locals_, globals_: seen.append(np.isfinite(locals_["new_obs"]).all()) or True)
+    assert all(seen) and all(th.isfinite(p).all() for p in model.policy.parameters())
+
+
+def test_a_bad_entry_of_a_dict_observation_is_named():
+    class BadVec(SimpleMultiObsEnv):
+        def step(self, action):
+            obs, *rest = super().step(action)
+            return {**obs, "vec": obs["vec"] * np.nan}, *rest
+
+    with pytest.raises(NonFiniteObservationError, match="Not finite: `vec` of environment 0, at step 1 "):
+        R2VPO("MultiInputPolicy", BadVec(), n_steps=64, seed=0).learn(64)
+
+
+def test_a_huge_coefficient_is_advised_against():
+    model = R2VPO("MlpPolicy", "Pendulum-v1", n_steps=64, n_epochs=1, vf_coef=1e38, seed=0)
+    with pytest.raises(NonFiniteUpdateError, match=r"Its parts are finite: try a `vf_coef`"):
+        model.learn(64)
 
 
 class BadReward(gym.Wrapper):

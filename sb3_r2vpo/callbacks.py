@@ -2,7 +2,7 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_r2vpo import objective
-from sb3_r2vpo.rollouts import Samples, upload
+from sb3_r2vpo.rollouts import Samples, whole_rollout, without_padding
 from sb3_r2vpo.updater import evaluate_actions
 
 
@@ -25,11 +25,11 @@ class RatioHistogramCallback(BaseCallback):
         return True
 
     def _on_rollout_end(self) -> None:
-        self._rollout = upload(self.model.rollout_buffer)  # type: ignore[attr-defined]
+        self._rollout = whole_rollout(self.model.rollout_buffer)  # type: ignore[attr-defined]
 
     def _on_rollout_start(self) -> None:
         if self._rollout is not None:
             with th.no_grad():
                 _, log_prob, _ = evaluate_actions(self.model.policy, self._rollout)  # type: ignore[arg-type]
-            ratio = objective.policy_ratio(log_prob - self._rollout.old_log_prob)
+            ratio = objective.policy_ratio(log_prob - without_padding(self._rollout).old_log_prob)
             self.logger.record("train/ratio", ratio, exclude=("stdout", "log", "json", "csv"))

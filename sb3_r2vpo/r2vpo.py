@@ -34,6 +34,8 @@ SelfR2VPO = TypeVar("SelfR2VPO", bound="R2VPO")
 
 #: A `target_var` schedule that reaches zero or below is held here
 MIN_TARGET_VAR = 1e-8
+#: Which algorithm is for policies that need these inputs to evaluate actions
+ALGORITHM_BY_INPUT = {"action_masks": "MaskableR2VPO", "lstm_states": "RecurrentR2VPO"}
 #: With `compile="auto"`: how many gradient steps earn back the time that compiling takes. Measured (benchmarks/speed.py):
 #: 21 s to compile, 0.9 ms saved per step with the default policy and batch size, so 23,000 steps; more with larger batches.
 COMPILE_PAYS_FROM = 30_000
@@ -125,6 +127,14 @@ class R2VPO(OnPolicyAlgorithm):
     }
     #: What takes a gradient step: replaced where only the objective is another
     updater_class: Callable[..., Updater] = Updater
+    supported_action_spaces: ClassVar[tuple[type[spaces.Space], ...]] = (
+        spaces.Box,
+        spaces.Discrete,
+        spaces.MultiDiscrete,
+        spaces.MultiBinary,
+    )
+    #: What its policies need to evaluate actions besides the observations
+    policy_input: ClassVar[str | None] = None
     dual: DualVariable
 
     def __init__(
@@ -163,7 +173,9 @@ class R2VPO(OnPolicyAlgorithm):
         _init_setup_model: bool = True,
     ):
         reject_clip_range(clip_range)
-        super().__init__(
+        # Not `super()`: the variants have an algorithm of sb3-contrib in between, with another clip range to set
+        OnPolicyAlgorithm.__init__(
+            self,
             policy,
             env,
             learning_rate=learning_rate,
@@ -184,12 +196,7 @@ class R2VPO(OnPolicyAlgorithm):
             device=device,
             seed=seed,
             _init_setup_model=False,
-            supported_action_spaces=(
-                spaces.Box,
-                spaces.Discrete,
-                spaces.MultiDiscrete,
-                spaces.MultiBinary,
-            ),
+            supported_action_spaces=self.supported_action_spaces,
         )
         self.batch_size = batch_size
         self.n_epochs = n_epochs
@@ -239,6 +246,7 @@ class R2VPO(OnPolicyAlgorithm):
         """
         :raises ValueError: When an argument is out of its range, naming it, its value and what is allowed
         """
+        self._check_policy()
         positive, not_negative = (lambda x: x > 0), (lambda x: x >= 0)
         check_schedule("learning_rate", self.learning_rate, "a number >= 0", not_negative)
         check_integer("n_steps", self.n_steps, minimum=1)
@@ -265,6 +273,24 @@ class R2VPO(OnPolicyAlgorithm):
         if self.normalize_advantage:
             self._check_normalizable()
         self._warn_of_truncated_minibatch()
+
+    def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
+        if policy_name not in self.policy_aliases:
+            raise ValueError(
+                f"`policy` is {policy_name!r}: {type(self).__name__} has {', '.join(self.policy_aliases)}. "
+                "LSTM policies need RecurrentR2VPO, action masks MaskableR2VPO"
+            )
+        return self.policy_aliases[policy_name]
+
+    def _check_policy(self) -> None:
+        inputs = inspect.signature(self.policy_class.evaluate_actions).parameters  # type: ignore[attr-defined]
+        needed = next((name for name in ALGORITHM_BY_INPUT if name in inputs), None)
+        if needed != self.policy_input:
+            algorithm = "R2VPO" if needed is None else ALGORITHM_BY_INPUT[needed]
+            raise ValueError(
+                f"`policy` is {self.policy_class.__name__}, which is for {algorithm} and not for {type(self).__name__}: "
+                "change one of them"
+            )
 
     def _check_normalizable(self) -> None:
         if self.batch_size == 1:

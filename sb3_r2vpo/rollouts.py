@@ -1,6 +1,7 @@
 """From SB3's rollout buffer to minibatches on the device, uploaded once per rollout."""
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from functools import partial
 
 import numpy as np
@@ -57,6 +58,22 @@ def upload(buffer: RolloutBuffer) -> Samples:
     return RolloutBufferSamples(flat(buffer.observations), actions, *scalars)
 
 
+def whole_rollout(buffer: RolloutBuffer) -> Samples:
+    """
+    The whole rollout in one minibatch of any buffer. Neither the buffer nor the random numbers to come are changed.
+
+    :param buffer: A full rollout buffer
+    :return: Samples, in no particular order
+    """
+    if yields_plain_minibatches(buffer):
+        return upload(buffer)
+    state = np.random.get_state()
+    try:
+        return next(deepcopy(buffer).get(None))
+    finally:
+        np.random.set_state(state)
+
+
 def shuffled_minibatches(samples: Samples, batch_size: int) -> Iterator[Samples]:
     """
     One epoch over the samples, in the order of one ``np.random.permutation`` as in ``RolloutBuffer.get``.
@@ -100,5 +117,25 @@ def from_tensors(tensors: Sequence[th.Tensor], like: Samples) -> Samples:
     if isinstance(like.observations, dict):
         n_keys = len(like.observations)
         observations = dict(zip(like.observations, tensors[:n_keys], strict=True))
-        return DictRolloutBufferSamples(observations, *tensors[n_keys:])
-    return RolloutBufferSamples(*tensors)
+        return type(like)(observations, *tensors[n_keys:])
+    return type(like)(*tensors)
+
+
+def real_samples(samples: Samples) -> th.Tensor | None:
+    """
+    :param samples: Samples, maybe in sequences that were padded to the same length, with a ``mask``
+    :return: Which of them are no padding, boolean tensor, ``None`` when all are
+    """
+    mask = getattr(samples, "mask", None)
+    return None if mask is None else mask > 0.5
+
+
+def without_padding(samples: Samples) -> Samples:
+    """
+    :param samples: Samples, maybe in padded sequences
+    :return: The same, where what the objective takes of them is that of the real ones alone
+    """
+    if (real := real_samples(samples)) is None:
+        return samples
+    names = ("old_values", "old_log_prob", "advantages", "returns")
+    return samples._replace(**{name: getattr(samples, name)[real] for name in names})

@@ -9,10 +9,11 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import RolloutBufferSamples
 
 from sb3_r2vpo import objective
 from sb3_r2vpo.dual import DualVariable
-from sb3_r2vpo.rollouts import Samples
+from sb3_r2vpo.rollouts import Samples, real_samples, without_padding
 
 
 class Coefficients(NamedTuple):
@@ -104,6 +105,7 @@ class Updater:
         """
         c = self.coefficients
         values, log_prob, entropy = evaluate_actions(self.policy, batch)
+        batch = without_padding(batch)
         advantages = objective.normalize(batch.advantages) if c.normalize_advantage else batch.advantages
 
         log_ratio = log_prob - batch.old_log_prob
@@ -131,16 +133,26 @@ class Updater:
 
 def evaluate_actions(policy: ActorCriticPolicy, batch: Samples) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
     """
+    What a buffer holds beyond SB3's (action masks, the states of an LSTM) goes to the policy under its name.
+
     :param policy: The current policy
     :param batch: Samples of any policy
-    :return: Values of the observations, log-probabilities of the actions, and entropies (``None`` without closed form)
+    :return: Values of the observations, log-probabilities of the actions, and entropies (``None`` without closed form),
+        without those of padding
     """
     actions = batch.actions
     if isinstance(policy.action_space, spaces.Discrete):
         # Convert discrete action from float to long
         actions = actions.long().flatten()
+    elif isinstance(policy.action_space, spaces.MultiBinary):
+        # Their distribution takes no integers, and the buffers of LSTM policies hold them as the environment has them
+        actions = actions.to(batch.old_log_prob.dtype)
+    others = {name: value for name, value in batch._asdict().items() if name not in (*RolloutBufferSamples._fields, "mask")}
     with unchanged(policy.action_dist):
-        return policy.evaluate_actions(batch.observations, actions)
+        values, log_prob, entropy = policy.evaluate_actions(batch.observations, actions, **others)
+    if (real := real_samples(batch)) is None:
+        return values, log_prob, entropy
+    return values[real], log_prob[real], None if entropy is None else entropy[real]
 
 
 @contextmanager

@@ -4,19 +4,24 @@ How far single samples move in one update: the policy ratio after a rollout's up
     python benchmarks/ratio_spread.py    # benchmarks/results/ratio_spread.csv, docs/images/ratio_spread.png
 """
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import torch as th
-from learning import ALGORITHMS, COLORS, N_ENVS, ROOT, SHARED
 from matplotlib.figure import Figure
+from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_r2vpo import RatioHistogramCallback
+from sb3_r2vpo import R2VPO, RatioHistogramCallback
 
+ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "ratio_spread.csv"
 PICTURE = ROOT / "docs" / "images" / "ratio_spread.png"
-COMPARED = ("PPO", "R2VPO")
+ALGORITHMS = {"PPO": PPO, "R2VPO": R2VPO}
+COLORS = {"PPO": "tab:gray", "R2VPO": "tab:red"}
+N_ENVS = 8
 N_TIMESTEPS = 300_000
 #: The histogram is that of the last so many rollouts
 N_ROLLOUTS = 20
@@ -43,7 +48,8 @@ def measure(algorithm: str) -> pd.DataFrame:
     """
     env = VecNormalize(make_vec_env("HalfCheetah-v5", n_envs=N_ENVS, seed=0))
     callback = KeepRatios()
-    ALGORITHMS[algorithm]("MlpPolicy", env, seed=0, **SHARED).learn(N_TIMESTEPS, callback=callback)
+    model = ALGORITHMS[algorithm]("MlpPolicy", env, n_steps=2048 // N_ENVS, seed=0, device="cpu")
+    model.learn(N_TIMESTEPS, callback=callback)
     ratios = np.concatenate(callback.ratios[-N_ROLLOUTS:])
     counts, _ = np.histogram(ratios.clip(EDGES[0], EDGES[-1]), EDGES)
     variance = np.square(ratios - 1).mean()
@@ -56,7 +62,7 @@ def plot(results: pd.DataFrame) -> None:
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
     ax = figure.subplots()
-    for algorithm in COMPARED:
+    for algorithm in ALGORITHMS:
         rows = results[results.algorithm == algorithm]
         label = f"{algorithm}, variance {rows.variance.iloc[0]:.3f}"
         ax.stairs(rows.fraction, EDGES, fill=True, alpha=0.4, color=COLORS[algorithm], label=label)
@@ -69,6 +75,6 @@ def plot(results: pd.DataFrame) -> None:
 
 if __name__ == "__main__":
     th.set_num_threads(1)
-    measurements = pd.concat([measure(algorithm) for algorithm in COMPARED])
+    measurements = pd.concat([measure(algorithm) for algorithm in ALGORITHMS])
     measurements.to_csv(RESULTS, index=False, float_format="%.6g")
     plot(measurements)

@@ -1,0 +1,130 @@
+"""The protocol of the learning benchmark: what every algorithm has in common, and the one knob that is its own."""
+
+import inspect
+from typing import Any, NamedTuple
+
+from peers import PPO, SPO
+from sb3_contrib import TRPO
+
+from sb3_r2vpo import R2VPO
+
+
+class Regime(NamedTuple):
+    """How the samples of a training are divided into updates."""
+
+    n_envs: int
+    n_steps: int
+    batch_size: int
+    total_timesteps: int
+
+
+class Algorithm(NamedTuple):
+    """
+    :param make: Its class
+    :param arguments: Its own arguments
+    :param n_seeds: How many seeds of it are run
+    :param defaults_count: Whether a change of its class's defaults makes it another algorithm
+    """
+
+    make: Any
+    arguments: dict[str, Any]
+    n_seeds: int
+    defaults_count: bool = False
+
+
+class Run(NamedTuple):
+    """
+    One training.
+
+    :param task: EnvPool's name of a DeepMind Control task, without its version
+    :param regime: Name of the regime
+    :param algorithm: Name of the algorithm
+    :param seed: Of weights, actions and environments
+    :param changes: Arguments that differ from the protocol
+    """
+
+    task: str
+    regime: str
+    algorithm: str
+    seed: int
+    changes: dict[str, Any] = {}  # noqa: RUF012 (never written to)
+
+
+REGIMES = {
+    "small": Regime(n_envs=64, n_steps=64, batch_size=512, total_timesteps=1_000_000),
+    "middle": Regime(n_envs=256, n_steps=64, batch_size=2048, total_timesteps=2_000_000),
+    "large": Regime(n_envs=256, n_steps=256, batch_size=2048, total_timesteps=4_000_000),
+}
+
+#: The paper's ground. Returns are in [0, 1000], and every episode has 1000 steps
+TASKS = (
+    "BallInCupCatch",
+    "CartpoleBalanceSparse",
+    "CartpoleSwingup",
+    "CartpoleSwingupSparse",
+    "CheetahRun",
+    "FingerSpin",
+    "FingerTurnHard",
+    "HopperHop",
+    "ReacherHard",
+    "WalkerRun",
+)
+THREE_TASKS = ("BallInCupCatch", "CheetahRun", "FingerSpin")
+TASKS_OF = {"small": TASKS, "middle": THREE_TASKS, "large": TASKS}
+
+#: Network 64-64 and tanh are the default of all of them
+SHARED = dict(gamma=0.995, gae_lambda=0.95, device="cpu")
+#: Of those that take minibatch steps on policy and critic together
+MINIBATCH = dict(learning_rate=1e-3, n_epochs=16, ent_coef=0.005, vf_coef=0.5, max_grad_norm=0.5, compile=True)
+
+ALGORITHMS = {
+    "PPO 0.2": Algorithm(PPO, dict(clip_range=0.2), n_seeds=5),
+    "PPO 0.3": Algorithm(PPO, dict(clip_range=0.3), n_seeds=5),
+    "TRPO": Algorithm(TRPO, dict(target_kl=0.01), n_seeds=3, defaults_count=True),
+    "SPO": Algorithm(SPO, dict(clip_range=0.2), n_seeds=3),
+    "R2VPO fixed": Algorithm(R2VPO, dict(var_coef=1.0), n_seeds=5),
+    "R2VPO": Algorithm(R2VPO, {}, n_seeds=5, defaults_count=True),
+}
+
+
+def arguments_of(run: Run) -> dict[str, Any]:
+    """
+    :param run: A training
+    :return: The arguments of its algorithm's class, without policy, environment and seed
+    """
+    algorithm, regime = ALGORITHMS[run.algorithm], REGIMES[run.regime]
+    arguments = {**SHARED, "n_steps": regime.n_steps, **algorithm.arguments}
+    if algorithm.make is not TRPO:
+        # TRPO keeps the settings of its critic, the policy's step is the whole rollout's
+        arguments = {**arguments, **MINIBATCH, "batch_size": regime.batch_size}
+    return {**arguments, **run.changes}
+
+
+def configuration(run: Run) -> dict[str, Any]:
+    """
+    :param run: A training
+    :return: What goes into the results: regime and arguments, with the class's defaults where they count
+    """
+    algorithm = ALGORITHMS[run.algorithm]
+    defaults = {}
+    if algorithm.defaults_count:
+        parameters = inspect.signature(algorithm.make.__init__).parameters
+        defaults = {name: as_json(p.default) for name, p in parameters.items() if name not in NOT_LEARNING}
+    return {**REGIMES[run.regime]._asdict(), **defaults, **arguments_of(run)}
+
+
+#: Arguments that learning does not depend on, or that the run itself names
+NOT_LEARNING = (
+    *("self", "policy", "env", "seed", "device", "verbose", "compile", "stats_window_size", "tensorboard_log"),
+    *("clip_range", "_init_setup_model"),
+)
+
+
+def as_json(value: Any) -> Any:
+    """
+    :param value: Default of an argument
+    :return: What JSON makes of it
+    """
+    if isinstance(value, tuple):
+        return list(value)
+    return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)

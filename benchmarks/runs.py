@@ -1,0 +1,131 @@
+"""Many trainings: those that the results file lacks, side by side in processes of their own, each appended when finished."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from protocol import Run, configuration
+from tqdm import tqdm
+
+Record = dict[str, Any]
+
+
+def run_missing(runs: Iterable[Run], results: Path, n_jobs: int) -> None:
+    """
+    Run what the results lack, in the order given. What fails or is killed leaves nothing, and is named.
+
+    :param runs: The trainings
+    :param results: The results file
+    :param n_jobs: How many trainings side by side, each with one thread
+    """
+    done = {key(record) for record in load(results)}
+    missing = [run for run in runs if key(run._asdict()) not in done]
+    steps = [configuration(run)["total_timesteps"] / 1e6 for run in missing]
+    results.parent.mkdir(parents=True, exist_ok=True)
+    failed = []
+    with (
+        ThreadPoolExecutor(n_jobs) as pool,
+        tqdm(
+            total=sum(steps), unit="M steps", bar_format="{l_bar}{bar}| {n:.0f}/{total:.0f} M steps, {remaining} left"
+        ) as bar,
+    ):
+        running = {pool.submit(run_in_process, run): (run, n) for run, n in zip(missing, steps, strict=True)}
+        try:
+            for future in as_completed(running):
+                run, n = running[future]
+                bar.update(n)
+                try:
+                    record = future.result()
+                except RuntimeError as error:
+                    failed.append(run)
+                    bar.write(f"{name(run)} FAILED: {error}")
+                    continue
+                append(results, record)
+                bar.write(f"{name(run)}: deterministic {record['deterministic'][-1]:.0f}, {record['wall_seconds']:.0f} s")
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            raise
+    if failed:
+        sys.exit(f"{len(failed)} of {len(missing)} failed: " + "; ".join(map(name, failed)))
+
+
+def run_in_process(run: Run) -> Record:
+    """
+    :param run: A training
+    :return: Its record
+    :raises RuntimeError: When its process came to another end
+    """
+    script = Path(__file__).with_name("training.py")
+    process = subprocess.run(
+        [sys.executable, str(script), json.dumps(run._asdict())],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    if process.returncode != 0:
+        last_words = process.stderr.strip().splitlines()[-1:]
+        raise RuntimeError(f"exit status {process.returncode} {' '.join(last_words)}")
+    return json.loads(process.stdout)
+
+
+def append(results: Path, record: Record) -> None:
+    """
+    :param results: The results file
+    :param record: What to append, in one piece
+    """
+    line = json.dumps(record, separators=(",", ":")) + "\n"
+    file = os.open(results, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(file, line.encode())
+    finally:
+        os.close(file)
+
+
+def load(results: Path) -> list[Record]:
+    """
+    :param results: The results file
+    :return: Its records, without those of an earlier configuration
+    """
+    lines = results.read_text().splitlines() if results.exists() else []
+    records = [json.loads(line) for line in lines]
+    current = [record for record in records if is_current(record)]
+    if len(current) < len(records):
+        print(
+            f"{results.name}: {len(records) - len(current)} runs with an earlier configuration do not count", file=sys.stderr
+        )
+    return current
+
+
+def is_current(record: Record) -> bool:
+    """
+    :param record: A record
+    :return: Whether the run would still be run like that. Arguments that came or went since do not matter
+    """
+    try:
+        now = json.loads(json.dumps(configuration(Run(**{field: record[field] for field in Run._fields}))))
+    except KeyError:  # An algorithm or regime that is no more
+        return False
+    before = record["configuration"]
+    return all(now[argument] == before[argument] for argument in now.keys() & before.keys())
+
+
+def key(record: Record) -> str:
+    """
+    :param record: A record, or a run as dictionary
+    :return: What tells it from others
+    """
+    return json.dumps([record[field] for field in Run._fields], sort_keys=True)
+
+
+def name(run: Run) -> str:
+    """
+    :param run: A training
+    :return: Its name
+    """
+    changes = "".join(f" {argument}={value}" for argument, value in run.changes.items())
+    return f"{run.regime} {run.task} {run.algorithm}{changes} seed {run.seed}"

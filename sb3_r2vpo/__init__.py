@@ -2,6 +2,7 @@ from importlib import import_module
 from typing import Any
 
 from sb3_r2vpo.callbacks import RatioHistogramCallback
+from sb3_r2vpo.checkpoints import ResumableCheckpointCallback
 from sb3_r2vpo.envpool_vec_env import EnvPoolVecEnv, make_envpool_vec_env
 from sb3_r2vpo.nonfinite import NonFiniteObservationError, NonFiniteUpdateError
 from sb3_r2vpo.r2vpo import R2VPO
@@ -13,6 +14,7 @@ __all__ = [
     "NonFiniteObservationError",
     "NonFiniteUpdateError",
     "RatioHistogramCallback",
+    "ResumableCheckpointCallback",
     "__version__",
     "make_envpool_vec_env",
 ]

@@ -63,7 +63,7 @@ def _rows_finite(array: np.ndarray) -> np.ndarray:
         return np.ones(1, dtype=bool)
     with np.errstate(over="ignore"):
         finite = np.isfinite(array.astype(np.float32, copy=False))
-    return finite.reshape(len(array), -1).all(axis=1)
+    return np.asarray(finite.reshape(len(array), -1).all(axis=1))
 
 
 def check_finite(steps: np.ndarray, buffer: RolloutBuffer, num_timesteps: int) -> None:

@@ -1,10 +1,11 @@
+import copy
 import difflib
 import inspect
 import io
 import math
 import pathlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import Any, ClassVar, TypeVar
 
@@ -26,6 +27,7 @@ from sb3_r2vpo.fast.acting import compiled_forward
 from sb3_r2vpo.fast.compiled import CompiledUpdater
 from sb3_r2vpo.fast.memory import keep_freed_memory
 from sb3_r2vpo.fast.tracing import Programs
+from sb3_r2vpo.files import check_model_file, write_file
 from sb3_r2vpo.nonfinite import FiniteObservations, check_finite
 from sb3_r2vpo.rollouts import minibatch_source
 from sb3_r2vpo.updater import Coefficients, Metrics, Updater, use_fused_adam
@@ -513,6 +515,29 @@ class R2VPO(OnPolicyAlgorithm):
         state_dicts, variables = super()._get_torch_save_params()
         return [*state_dicts, "dual"], variables
 
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """
+        Save all the attributes of the object and the model parameters in a zip-file, as in SB3. A file of that name is
+        replaced when the new one is whole on the disk, and unchanged until then.
+
+        :param path: path to the file where the rl agent should be saved
+        :param exclude: name of parameters that should be excluded in addition to the default ones
+        :param include: name of parameters that might be excluded but should be included anyway
+        :raises OSError: When the file cannot be written
+        """
+        if not isinstance(path, (str, pathlib.Path)):
+            super().save(path, exclude, include)
+            return
+        buffer = io.BytesIO()
+        super().save(buffer, exclude, include)
+        # As SB3 has it
+        write_file(path if pathlib.Path(path).suffix else f"{path}.zip", buffer.getvalue())
+
     def set_parameters(
         self,
         load_path_or_dict: str | dict[str, Any],
@@ -528,17 +553,24 @@ class R2VPO(OnPolicyAlgorithm):
         :param exact_match: If True, the given parameters should include parameters for each
             module and each of their parameters, otherwise raises an Exception.
         :param device: Device on which the code should run.
-        :raises ValueError: When the parameters do not match
+        :raises ValueError: When the parameters do not match or the file is damaged; the model is then as it was
         """
         if not isinstance(load_path_or_dict, dict):
+            check_model_file(load_path_or_dict)
             _, load_path_or_dict, _ = load_from_zip_file(load_path_or_dict, device=device, load_data=False)
         if exact_match and "dual" not in load_path_or_dict:
             raise ValueError(
                 f"The parameters to load hold {sorted(load_path_or_dict)} but no 'dual', so they are not those of R2VPO. "
                 "To start from a trained PPO model: `R2VPO(policy, env).set_parameters(path, exact_match=False)`"
             )
-        super().set_parameters(load_path_or_dict, exact_match=exact_match, device=device)
-        use_fused_adam(self.policy.optimizer)
+        before = copy.deepcopy(self.get_parameters())
+        try:
+            super().set_parameters(load_path_or_dict, exact_match=exact_match, device=device)
+        except Exception:
+            super().set_parameters(before)
+            raise
+        finally:
+            use_fused_adam(self.policy.optimizer)
 
     @classmethod
     def load(
@@ -566,8 +598,9 @@ class R2VPO(OnPolicyAlgorithm):
         :param kwargs: arguments of the constructor, to change the model when loading
         :return: new model instance with loaded parameters
         :raises TypeError: When a keyword argument is not one of the constructor's
-        :raises ValueError: When an argument is out of its range, or the file was not saved by R2VPO
+        :raises ValueError: When an argument is out of its range, or the file is damaged or was not saved by R2VPO
         """
+        check_model_file(path)
         reject_clip_range(kwargs.pop("clip_range", None))
         _reject_unknown_arguments(cls, kwargs)
         model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)

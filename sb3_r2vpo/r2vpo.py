@@ -23,10 +23,11 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_r2vpo.arguments import as_schedule, check_bounds, check_integer, check_number, check_schedule, is_number
 from sb3_r2vpo.dual import DualVariable, parse_auto
-from sb3_r2vpo.fast.acting import compiled_forward
+from sb3_r2vpo.fast.acting import compiled_forward, is_compilable
 from sb3_r2vpo.fast.compiled import CompiledUpdater
+from sb3_r2vpo.fast.guard import own_code
 from sb3_r2vpo.fast.memory import keep_freed_memory
-from sb3_r2vpo.fast.tracing import Programs
+from sb3_r2vpo.fast.programs import Programs
 from sb3_r2vpo.files import check_model_file, write_file
 from sb3_r2vpo.nonfinite import FiniteObservations, check_finite
 from sb3_r2vpo.rollouts import minibatch_source
@@ -212,6 +213,7 @@ class R2VPO(OnPolicyAlgorithm):
         self.compile = compile
         self._programs = Programs("gradient step")
         self._forward_programs = Programs("policy's forward pass")
+        self._told_of_own_code = False
 
         if _init_setup_model:
             self._setup_model()
@@ -336,20 +338,18 @@ class R2VPO(OnPolicyAlgorithm):
         :return: True if function returned with at least `n_rollout_steps`
             collected, False if callback terminated rollout prematurely.
         """
-        forward = compiled_forward(self.policy, self._forward_programs) if self._compile_forward() else nullcontext()
-        with forward:
+        any_code = self.compile is True
+        compiled = self._compile_forward()
+        with compiled_forward(self.policy, self._forward_programs, any_code) if compiled else nullcontext():
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
 
     def _compile_forward(self) -> bool:
         """
-        :return: Whether to compile the forward pass, where it is SB3's own and on the CPU: always, never, or when it pays
-            once the gradient step is compiled
+        :return: Whether to compile the forward pass: always, never, or when it pays once the gradient step is compiled
         """
-        # gSDE's noise is drawn outside of the forward pass
-        possible = self.device.type == "cpu" and type(self.policy).forward is ActorCriticPolicy.forward and not self.use_sde
         vector_steps_left = (self._total_timesteps - self.num_timesteps) / self.n_envs
         pays = len(self._forward_programs) > 0 or (len(self._programs) > 0 and vector_steps_left >= COMPILE_FORWARD_PAYS_FROM)
-        return possible and (self.compile is True or (self.compile == "auto" and pays))
+        return is_compilable(self.policy) and (self.compile is True or (self.compile == "auto" and pays))
 
     def train(self) -> None:
         """
@@ -397,7 +397,7 @@ class R2VPO(OnPolicyAlgorithm):
         """
         updater = self.updater_class(self.policy, self.dual, self._current_coefficients())
         if self._compile_step():
-            return CompiledUpdater(updater, self._programs)
+            return CompiledUpdater(updater, self._programs, any_code=self.compile is True)
         return updater
 
     def _compile_step(self) -> bool:
@@ -409,7 +409,17 @@ class R2VPO(OnPolicyAlgorithm):
         rollouts_left = 1 + max(0, math.ceil((self._total_timesteps - self.num_timesteps) / rollout_size))
         gradient_steps_left = rollouts_left * self.n_epochs * math.ceil(rollout_size / self.batch_size)
         pays = len(self._programs) > 0 or (self.device.type == "cpu" and gradient_steps_left >= COMPILE_PAYS_FROM)
-        return self.compile is True or (self.compile == "auto" and pays)
+        return self.compile is True or (self.compile == "auto" and pays and self._only_known_code())
+
+    def _only_known_code(self) -> bool:
+        """
+        :return: Whether the policy can be compiled without being asked for, else it says once how to ask
+        """
+        own = own_code(self.policy)
+        if own is not None and self.verbose >= 1 and not self._told_of_own_code:
+            self._told_of_own_code = True
+            print(f"`{own}` is code of your own, which runs as it is: `compile=True` compiles it too")
+        return own is None
 
     def _current_coefficients(self) -> Coefficients:
         """

@@ -15,7 +15,7 @@ from stable_baselines3.common.envs import SimpleMultiObsEnv
 
 from sb3_r2vpo import R2VPO
 from sb3_r2vpo.fast.acting import compiled_forward
-from sb3_r2vpo.fast.tracing import Programs
+from sb3_r2vpo.fast.programs import Programs
 
 N_STEPS, N_ENVS = 32, 2
 
@@ -128,7 +128,7 @@ def test_policies_with_hooks_act_plain():
         with compiled_forward(model.policy, programs):
             for _ in range(3):
                 model.policy(th.zeros(N_ENVS, 3))
-    assert len(seen) == 3 and programs.failed
+    assert len(seen) == 3 and len(programs) == 0
 
 
 def test_auto(monkeypatch):
@@ -137,11 +137,11 @@ def test_auto(monkeypatch):
     model.compile = "auto"
     model.num_timesteps, model._total_timesteps = 0, 10 * N_ENVS
     assert not model._compile_forward(), "not before the gradient step is"
-    model._programs[None] = lambda: ()
+    model._programs.compiled.append(None)
     assert model._compile_forward()
     model.num_timesteps = N_ENVS
     assert not model._compile_forward()
-    model._forward_programs[None] = lambda: ()
+    model._forward_programs.compiled.append(None)
     assert model._compile_forward()
-    model.use_sde = True
+    model.policy.use_sde = True
     assert not model._compile_forward()

@@ -2,48 +2,67 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_r2vpo.fast.tracing import Program, Programs, check_traceable, compile_function, constants_of, layout_of, replaced
+from sb3_r2vpo.fast.guard import Guard, check_traceable, own_code
+from sb3_r2vpo.fast.programs import Programs, layout_of
+from sb3_r2vpo.fast.tracing import Program, compile_function, replaced
 from sb3_r2vpo.updater import unchanged
 
 #: A tensor, or a dictionary of tensors
 Observations = Any
 
 
+def is_compilable(policy: ActorCriticPolicy) -> bool:
+    """
+    :param policy: The policy
+    :return: Whether its forward pass is SB3's own, neither overridden nor replaced on the instance
+    """
+    # gSDE's noise is drawn outside of the forward pass
+    return (
+        policy.device.type == "cpu" and not policy.use_sde and policy.forward == MethodType(ActorCriticPolicy.forward, policy)
+    )
+
+
 @contextmanager
-def compiled_forward(policy: ActorCriticPolicy, programs: Programs) -> Iterator[None]:
+def compiled_forward(policy: ActorCriticPolicy, programs: Programs, any_code: bool = True) -> Iterator[None]:
     """
     A context in which the policy's forward pass is compiled. Random numbers are the same.
 
-    :param policy: The policy
+    :param policy: A policy that `is_compilable`
     :param programs: What was compiled in earlier rollouts
+    :param any_code: Whether to compile code of the user's own
     """
-    policy.forward = CompiledForward(policy, programs)  # type: ignore[assignment,method-assign]
+    forward = CompiledForward(policy, programs, any_code)
+    policy.forward = forward  # type: ignore[assignment,method-assign]
     try:
         yield
     finally:
-        del policy.forward
+        # A callback may have put something else there
+        if vars(policy).get("forward") is forward:
+            del policy.forward
 
 
 class CompiledForward:
     """
     ``ActorCriticPolicy.forward`` without its overhead, for one shape of observations; others go the plain way.
-    So do all of them when compiling fails, after a warning.
+    So do all of them when something about the policy changes and cannot be compiled.
 
     :param policy: The policy
     :param programs: What was compiled in earlier rollouts
+    :param any_code: Whether to compile code of the user's own
     """
 
-    def __init__(self, policy: ActorCriticPolicy, programs: Programs) -> None:
+    def __init__(self, policy: ActorCriticPolicy, programs: Programs, any_code: bool) -> None:
         self.policy = policy
         self.programs = programs
-        self.plain = partial(type(policy).forward, policy)
+        self.any_code = any_code
         self.layout: tuple[Any, ...] | None = None
+        self.guard: Guard | None = None
         self.program: Program | None = None
         self.state: list[th.Tensor] = []
 
@@ -54,30 +73,34 @@ class CompiledForward:
         :return: Actions, values and log-probabilities, of leading dimension n_envs
         """
         tensors = list(obs.values()) if isinstance(obs, dict) else [obs]
-        layout = layout_of(tensors)
-        if self.layout is None:
-            self.layout, self.program = layout, self._prepare(obs, tensors)
+        layout = (*obs, *layout_of(tensors)) if isinstance(obs, dict) else layout_of(tensors)
+        if self.layout is None or (self.guard is not None and not self.guard.holds()):
+            self.layout, self.guard = layout, None
+            self.program = self.programs.attempt(lambda: self._prepare(obs, tensors))
         if self.program is None or deterministic or layout != self.layout or th.is_grad_enabled():
-            return self.plain(obs, deterministic)
+            return ActorCriticPolicy.forward(self.policy, obs, deterministic)
         return self.program(*self.state, *tensors)
 
     def _prepare(self, obs: Observations, tensors: list[th.Tensor]) -> Program | None:
-        if self.programs.failed:
+        if not self.any_code and own_code(self.policy):
             return None
+        check_traceable(self.policy)
+        guard = self.programs.guard(self.policy)
         self.state = [x.detach() for x in (*self.policy.parameters(), *self.policy.buffers())]
-        key = (constants_of(self.policy), layout_of([*self.state, *tensors]))
-        try:
-            check_traceable(self.policy)
-            if key not in self.programs:
-                self.programs[key] = compile_forward(self.policy, obs, [*self.state, *tensors])
-        except Exception as error:  # There is nothing that compilers do not raise
-            self.programs.give_up(error)
-            return None
-        return self.programs[key]
+        inputs = [*self.state, *tensors]
+        program = self.programs.fitting(
+            (self.layout, layout_of(self.state)), guard, lambda: compile_forward(self.policy, obs, inputs)
+        )
+        self.guard = guard
+        return program
+
+    def __eq__(self, other: object) -> bool:
+        # To a guard that of the next rollout is no change
+        return isinstance(other, CompiledForward) and other.policy is self.policy
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A copy of the policy has the plain forward pass
-        return partial, (type(self.policy).forward, self.policy)
+        return ActorCriticPolicy.forward.__get__, (self.policy,)
 
 
 def compile_forward(policy: ActorCriticPolicy, obs: Observations, inputs: list[th.Tensor]) -> Program:
@@ -94,6 +117,6 @@ def compile_forward(policy: ActorCriticPolicy, obs: Observations, inputs: list[t
         rest = tensors[len(originals) :]
         observations: Observations = dict(zip(obs, rest, strict=True)) if isinstance(obs, dict) else rest[0]
         with replaced(dict(zip(originals, tensors, strict=False)), policy), unchanged(policy.action_dist):
-            return type(policy).forward(policy, observations)
+            return ActorCriticPolicy.forward(policy, observations)
 
     return compile_function(forward, inputs)

@@ -1,7 +1,7 @@
 """The gradient step of `Updater` traced, compiled and, on a GPU, replayed as a CUDA graph."""
 
-import copy
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -9,7 +9,9 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
-from sb3_r2vpo.fast.tracing import Program, Programs, check_traceable, compile_function, constants_of, layout_of, replaced
+from sb3_r2vpo.fast.guard import Guard, Refusal, check_traceable, own_code
+from sb3_r2vpo.fast.programs import Programs, layout_of
+from sb3_r2vpo.fast.tracing import Program, compile_function, replaced
 from sb3_r2vpo.rollouts import Samples, from_tensors, to_tensors
 from sb3_r2vpo.updater import Coefficients, Updater, step_if
 
@@ -24,17 +26,20 @@ class CompiledUpdater:
 
     Numbers that change from rollout to rollout (coefficients, learning rate, λ) do not compile anything anew.
     One shape of minibatches is compiled for; others, such as a truncated last one, go the plain way. So do all of
-    them when compiling fails, after a warning.
+    them when something about the policy cannot be compiled.
 
     :param plain: The updater of this rollout
     :param programs: What was compiled in earlier rollouts
+    :param any_code: Whether to compile code of the user's own
     """
 
-    def __init__(self, plain: Updater, programs: Programs) -> None:
+    def __init__(self, plain: Updater, programs: Programs, any_code: bool = True) -> None:
         self.plain = plain
         self.coefficients = plain.coefficients
         self.programs = programs
+        self.any_code = any_code
         self.layout: tuple[Any, ...] | None = None
+        self.guard: Guard | None = None
         self.step: Step | None = None
 
     def __call__(self, batch: Samples) -> th.Tensor:
@@ -44,68 +49,78 @@ class CompiledUpdater:
         """
         tensors = to_tensors(batch)
         layout = layout_of(tensors)
-        if self.layout is None:
-            # The first minibatch of an epoch is not the truncated one
-            self.layout, self.step = layout, self._prepare(batch)
+        # The first minibatch of an epoch is not the truncated one
+        if self.layout is None or (self.guard is not None and not self.guard.holds()):
+            self.layout, self.guard = layout, None
+            self.step = self.programs.attempt(lambda: self._prepare(batch))
         if self.step is None or layout != self.layout:
             return self.plain(batch)
         return self.step(*tensors)
 
     def _prepare(self, batch: Samples) -> Step | None:
-        if self.programs.failed:
+        policy = self.plain.policy
+        if not self.any_code and own_code(policy):
             return None
-        try:
-            return build_step(self.plain, batch, self.programs)
-        except Exception as error:  # There is nothing that compilers do not raise
-            self.programs.give_up(error)
-            return None
+        check_traceable(policy)
+        check_optimizer(policy)
+        guard = self.programs.guard(policy, self.plain.dual)
+        step = build_step(self.plain, batch, self.programs, guard)
+        self.guard = guard
+        return step
 
 
-def build_step(plain: Updater, batch: Samples, programs: Programs) -> Step:
+def build_step(plain: Updater, batch: Samples, programs: Programs, guard: Guard) -> Step:
     """
     :param plain: The updater of this rollout
     :param batch: A minibatch
     :param programs: What was compiled in earlier rollouts; a missing program is added
+    :param guard: What is constant of policy and λ
     :return: The whole gradient step
     """
-    check_traceable(plain.policy)
-    check_optimizer(plain.policy)
-    create_optimizer_state(plain, batch)
+    policy, optimizer = plain.policy, plain.policy.optimizer
+    create_optimizer_state(optimizer)
     state = State.of(plain)
-    key = constants(plain, state, batch)
-    if key not in programs:
-        programs[key] = compile_program(plain, state, batch)
-    program, state_tensors, adam = programs[key], state.to_tensors(), FusedAdam(plain.policy.optimizer)
+    key = program_key(plain, state, batch)
+    program, has_gradient = programs.fitting(key, guard, lambda: compile_program(plain, state, batch))
+    params = [p for p, has in zip(stepped(optimizer), has_gradient, strict=True) if has]
+    state_tensors, adam = state.to_tensors(), FusedAdam(optimizer, params)
+    optimizer.zero_grad()
 
     def step(*batch_tensors: th.Tensor) -> th.Tensor:
         *gradients, found_inf, metrics = program(*state_tensors, *batch_tensors)
         adam(gradients, found_inf)
+        # Where callbacks look for them
+        for param, gradient in zip(params, gradients, strict=True):
+            param.grad = gradient
         return metrics
 
-    return CudaGraph(step, batch) if plain.dual.value.is_cuda else step
+    return CudaGraph(step, batch, list(policy.buffers())) if plain.dual.value.is_cuda else step
 
 
-def constants(plain: Updater, state: "State", batch: Samples) -> Any:
+def program_key(plain: Updater, state: "State", batch: Samples) -> Any:
     """
     :param plain: The updater of this rollout
     :param state: Its state
     :param batch: A minibatch
-    :return: Everything that a program takes for constant, and that may change from one rollout to another
+    :return: What a program takes for constant besides policy and λ
     """
-    policy, dual = plain.policy, plain.dual
+    positions = {id(p): position for position, p in enumerate(plain.policy.parameters())}
+    own = {name: value for name, value in vars(plain).items() if name not in ("policy", "dual", "coefficients")}
     return (
-        constants_of(policy),
-        tuple(id(p) for p in stepped(policy.optimizer)),
+        type(plain),
+        own,
+        type(batch),
+        tuple(positions[id(p)] for p in stepped(plain.policy.optimizer)),
+        tuple(batch.observations) if isinstance(batch.observations, dict) else None,
         layout_of([*state.to_tensors(), *to_tensors(batch)]),
-        (dual.learned, dual.dual_lr, tuple(dual.bounds)),
-        tuple(value for value in plain.coefficients if not is_number(value)),
+        tuple(value for value in plain.coefficients if not is_variable(value)),
     )
 
 
-def is_number(coefficient: Any) -> bool:
+def is_variable(coefficient: Any) -> bool:
     """
     :param coefficient: One of the ``Coefficients``
-    :return: Whether it is not a choice between two computations
+    :return: Whether it enters a program as a tensor, and is not a choice between two computations
     """
     return coefficient is not None and not isinstance(coefficient, bool)
 
@@ -136,7 +151,7 @@ class State(NamedTuple):
             weights=[p.detach() for p in policy.parameters()],
             buffers=[*policy.buffers(), *dual.buffers()],
             steps=[policy.optimizer.state[p]["step"] for p in stepped(policy.optimizer)],
-            coefficients=dual.value.new_tensor([value for value in plain.coefficients if is_number(value)]),
+            coefficients=dual.value.new_tensor([value for value in plain.coefficients if is_variable(value)]),
         )
 
     def to_tensors(self) -> list[th.Tensor]:
@@ -157,76 +172,76 @@ class State(NamedTuple):
         return State(weights, buffers, steps, next(rest))
 
 
-def compile_program(plain: Updater, state: State, batch: Samples) -> Program:
+def compile_program(plain: Updater, state: State, batch: Samples) -> tuple[Program, list[bool]]:
     """
     Compile all of the gradient step but the optimizer's part.
 
     :param plain: The updater of this rollout
     :param state: Its state
     :param batch: A minibatch
-    :return: From the tensors of state and minibatch to the clipped gradients, ``found_inf`` and the metrics
+    :return: From the tensors of state and minibatch to the clipped gradients, ``found_inf`` and the metrics; and which
+        parameters of the optimizer get a gradient
     """
     policy, dual = plain.policy, plain.dual
     originals = [*policy.parameters(), *policy.buffers(), *dual.buffers()]
     n_state = len(state.to_tensors())
+    has_gradient: list[bool] = []
 
-    def program(*tensors: th.Tensor) -> tuple[th.Tensor | None, ...]:
+    def program(*tensors: th.Tensor) -> tuple[th.Tensor, ...]:
         traced = state.like(tensors[:n_state])
         leaves = [w.detach().requires_grad_(p.requires_grad) for w, p in zip(traced.weights, policy.parameters(), strict=True)]
         numbers = iter(traced.coefficients.unbind())
-        coefficients = Coefficients._make(next(numbers) if is_number(value) else value for value in plain.coefficients)
+        updater = copy(plain)
+        updater.coefficients = Coefficients._make(next(numbers) if is_variable(x) else x for x in plain.coefficients)
         replacements = dict(zip(originals, [*leaves, *traced.buffers], strict=True))
         with replaced(replacements, policy, dual):
-            updater = copy.copy(plain)
-            updater.coefficients = coefficients
             accept, metrics = updater.backward(from_tensors(tensors[n_state:], like=batch))
-        for step in traced.steps:
-            step.add_(accept)
-        return *(replacements[p].grad for p in stepped(policy.optimizer)), (~accept).float(), metrics
+        gradients = [replacements[p].grad for p in stepped(policy.optimizer)]
+        has_gradient[:] = [gradient is not None for gradient in gradients]
+        for step, has in zip(traced.steps, has_gradient, strict=True):
+            if has:
+                step.add_(accept)
+        return *(gradient for gradient in gradients if gradient is not None), (~accept).float(), metrics
 
-    return compile_function(program, [*state.to_tensors(), *to_tensors(batch)])
+    return compile_function(program, [*state.to_tensors(), *to_tensors(batch)]), has_gradient
 
 
 def check_optimizer(policy: ActorCriticPolicy) -> None:
     """
     :param policy: The policy
-    :raises NotImplementedError: When its optimizer does more than `FusedAdam`
+    :raises Refusal: When its optimizer does more than `FusedAdam`
     """
     optimizer = policy.optimizer
     parameters = set(policy.parameters())
     if type(optimizer) not in (th.optim.Adam, th.optim.AdamW):
-        raise NotImplementedError(f"the optimizer is {type(optimizer).__name__}, not Adam or AdamW")
+        raise Refusal(f"the optimizer is {type(optimizer).__name__}, not Adam or AdamW")
     if not all(group.get("fused") for group in optimizer.param_groups):
-        raise NotImplementedError("the optimizer is not `fused`")
+        raise Refusal("the optimizer is not `fused`")
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
-        raise NotImplementedError("the optimizer has hooks")
+        raise Refusal("the optimizer has hooks")
     if not all(p in parameters for group in optimizer.param_groups for p in group["params"]):
-        raise NotImplementedError("the optimizer has parameters that are not the policy's")
+        raise Refusal("the optimizer has parameters that are not the policy's")
 
 
-def create_optimizer_state(plain: Updater, batch: Samples) -> None:
+def create_optimizer_state(optimizer: th.optim.Optimizer) -> None:
     """
     Let the optimizer create the state that it creates in its first step, without taking one.
 
-    :param plain: The updater of this rollout
-    :param batch: A minibatch
+    :param optimizer: The policy's optimizer
     """
-    policy, optimizer = plain.policy, plain.policy.optimizer
-    if all(p in optimizer.state for p in policy.parameters() if p.requires_grad):
+    missing = [p for g in optimizer.param_groups for p in g["params"] if p.requires_grad and p not in optimizer.state]
+    if not missing:
         return
     optimizer.zero_grad()
-    training = policy.training
-    policy.set_training_mode(False)  # Leaves the statistics of batch normalizations alone
-    plain.evaluate(batch)[0].backward()
-    policy.set_training_mode(training)
-    step_if(optimizer, th.zeros((), dtype=th.bool, device=plain.dual.value.device))
-    optimizer.zero_grad()
+    for param in missing:
+        param.grad = th.zeros_like(param)
+    step_if(optimizer, th.zeros((), dtype=th.bool, device=missing[0].device))
 
 
 def stepped(optimizer: th.optim.Optimizer) -> list[nn.Parameter]:
     """
     :param optimizer: The policy's optimizer
-    :return: The parameters that get gradients
+    :return: The parameters that may get gradients
     """
     return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad and p in optimizer.state]
 
@@ -236,11 +251,11 @@ class FusedAdam:
     The kernel of fused Adam without ``optimizer.step``, which takes several times as long to gather its arguments.
 
     :param optimizer: Adam or AdamW, its state in place
+    :param params: The parameters that get gradients, in the optimizer's order
     """
 
-    def __init__(self, optimizer: th.optim.Optimizer) -> None:
+    def __init__(self, optimizer: th.optim.Optimizer, params: list[nn.Parameter]) -> None:
         self.kernels = []
-        params = stepped(optimizer)
         start = 0
         for group in optimizer.param_groups:
             in_group = {id(p) for p in group["params"]}
@@ -286,23 +301,42 @@ class CudaGraph:
 
     :param step: The step
     :param batch: A minibatch
+    :param buffers: The policy's buffers
     """
 
-    def __init__(self, step: Step, batch: Samples) -> None:
+    def __init__(self, step: Step, batch: Samples, buffers: list[th.Tensor]) -> None:
         self.batch = [tensor.clone() for tensor in to_tensors(batch)]
-        # A step without a finite loss changes nothing: good for warming up
-        warm_up = to_tensors(batch._replace(returns=th.full_like(batch.returns, th.nan)))
-        stream = th.cuda.Stream()
-        stream.wait_stream(th.cuda.current_stream())
-        with th.cuda.stream(stream):
-            step(*warm_up)
-        th.cuda.current_stream().wait_stream(stream)
-        self.graph = th.cuda.CUDAGraph()
-        with th.cuda.graph(self.graph):
-            self.metrics = step(*self.batch)
+        device = batch.returns.device
+        # Else it is the current device, not the policy's
+        with th.cuda.device(device):
+            stream = th.cuda.Stream()
+            stream.wait_stream(th.cuda.current_stream())
+            with th.cuda.stream(stream):
+                warm_up(step, batch, buffers)
+            th.cuda.current_stream().wait_stream(stream)
+            self.graph = th.cuda.CUDAGraph()
+            with th.cuda.graph(self.graph):
+                self.metrics = step(*self.batch)
 
     def __call__(self, *batch: th.Tensor) -> th.Tensor:
         for static, tensor in zip(self.batch, batch, strict=True):
             static.copy_(tensor)
         self.graph.replay()
         return self.metrics.clone()
+
+
+def warm_up(step: Step, batch: Samples, buffers: list[th.Tensor]) -> None:
+    """
+    Take a step that changes nothing.
+
+    :param step: The step
+    :param batch: A minibatch
+    :param buffers: The policy's buffers
+    """
+    device = batch.returns.device
+    before = [buffer.clone() for buffer in buffers]
+    with th.random.fork_rng([device] if device.type == "cuda" else []):
+        # Without a finite loss weights, optimizer and λ stay as they are, but not the statistics of batch normalizations
+        step(*to_tensors(batch._replace(returns=th.full_like(batch.returns, th.nan))))
+    for buffer, value in zip(buffers, before, strict=True):
+        buffer.copy_(value)

@@ -1,14 +1,14 @@
 """From functions of a policy's tensors to compiled code."""
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any
 
 import torch as th
-from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 from torch.distributions import Distribution
+from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from sb3_r2vpo.fast.onednn import onednn_is_faster, use_onednn
@@ -23,35 +23,6 @@ OPTIONS = ["fallback_random"]
 CPU_OPTIONS = ["cpp_wrapper", "cpp.use_decompose_tanh"]
 
 
-class Programs(dict[Any, Program]):
-    """
-    What was compiled, by everything it takes for constant. Compiled code does not travel: copies and pickles are empty.
-
-    :param what: What they compute, in words
-    """
-
-    #: Whether something could not be compiled; it is not tried again
-    failed = False
-
-    def __init__(self, what: str) -> None:
-        super().__init__()
-        self.what = what
-
-    def give_up(self, error: Exception) -> None:
-        """
-        :param error: Why it cannot be compiled
-        """
-        self.failed = True
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        warnings.warn(
-            f"The {self.what} cannot be compiled and runs plain, with the same result but slower "
-            f"(`compile=False` to not be told): {reason}"
-        )
-
-    def __reduce__(self) -> tuple[type, tuple[str]]:
-        return type(self), (self.what,)
-
-
 def compile_function(function: Callable[..., Any], inputs: Sequence[th.Tensor]) -> Program:
     """
     Compile a function of tensors. It is traced by ``make_fx`` and not by ``torch.compile``, whose guards on every
@@ -63,47 +34,30 @@ def compile_function(function: Callable[..., Any], inputs: Sequence[th.Tensor]) 
     """
     with without_validation():
         graph = make_fx(function, tracing_mode="fake")(*inputs)
+    check_constants(graph)
     on_cpu = inputs[0].device.type == "cpu"
     if on_cpu and onednn_is_faster():
         use_onednn(graph)
     names = OPTIONS + CPU_OPTIONS if on_cpu else OPTIONS
     # Not every version has all of them
     options: dict[str, Any] = {name: True for name in names if name in th._inductor.list_options()}
-    return th._inductor.compile(graph, list(inputs), options=options)
+    program = th._inductor.compile(graph, list(inputs), options=options)
+    # What fails at its first call fails here, where nothing is lost
+    with th.random.fork_rng([x.device for x in inputs[:1] if x.is_cuda]):
+        program(*(x.clone() for x in inputs))
+    return program
 
 
-def layout_of(tensors: Sequence[th.Tensor]) -> tuple[Any, ...]:
+def check_constants(graph: GraphModule) -> None:
     """
-    :param tensors: Tensors
-    :return: What a program takes for constant of them
+    :param graph: Traced code
+    :raises NotImplementedError: When it reads a tensor that is not one of its inputs, nor made of numbers on the spot
     """
-    return tuple((x.shape, x.stride(), x.dtype, x.device) for x in tensors)
-
-
-def constants_of(policy: ActorCriticPolicy) -> tuple[Any, ...]:
-    """
-    :param policy: The policy
-    :return: What a program takes for constant of it, and that may change from one rollout to another
-    """
-    return (
-        tuple((id(module), module.training) for module in policy.modules()),
-        tuple((id(p), p.requires_grad) for p in policy.parameters()),
-        th.get_num_threads(),
-    )
-
-
-def check_traceable(policy: ActorCriticPolicy) -> None:
-    """
-    :param policy: The policy
-    :raises NotImplementedError: When it does what would be lost in tracing
-    """
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    if any(getattr(module, name) for module in policy.modules() for name in hooks):
-        raise NotImplementedError("a module of the policy has hooks")
-    if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in policy.parameters()):
-        raise NotImplementedError("a parameter of the policy has hooks")
-    if len({(p.dtype, p.device) for p in policy.parameters()}) > 1:
-        raise NotImplementedError("the policy's parameters are of several types or on several devices")
+    lifted = (th.ops.aten.lift_fresh.default, th.ops.aten.lift_fresh_copy.default)
+    for node in graph.graph.nodes:
+        if node.op == "get_attr" and any(user.target not in lifted for user in node.users):
+            shape = tuple(attrgetter(node.target)(graph).shape)
+            raise NotImplementedError(f"it uses a tensor of shape {shape} that is neither parameter nor buffer")
 
 
 @contextmanager

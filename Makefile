@@ -48,6 +48,7 @@ format: install
 # Resumable: a run that the results file holds is not run again
 bench-learning: install
 	$(BIN)/python benchmarks/learning.py run
+	$(BIN)/python benchmarks/learning.py report
 
 # SBX (JAX) and Gymnasium's DeepMind Control environments are only needed here
 bench-speed: install

@@ -2,13 +2,15 @@
 Learning of R2VPO beside PPO, TRPO and SPO on the DeepMind Control suite, in regimes of few huge and of many small updates.
 
     python benchmarks/learning.py run       # appends each finished run to benchmarks/results/learning.jsonl, resumable
+    python benchmarks/learning.py report    # tables in docs/learning.md and README.md, pictures in docs/images
 """
 
 import argparse
 from pathlib import Path
 
 from protocol import ALGORITHMS, REGIMES, TASKS, TASKS_OF, Run
-from runs import run_missing
+from report import write_report
+from runs import load, run_missing
 
 RESULTS = Path(__file__).parent / "results" / "learning.jsonl"
 
@@ -34,7 +36,7 @@ def parse_arguments() -> argparse.Namespace:
     :return: The command line
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["run"])
+    parser.add_argument("command", choices=["run", "report"])
     parser.add_argument("--regimes", nargs="+", default=list(REGIMES), choices=REGIMES)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS), choices=ALGORITHMS)
@@ -49,4 +51,7 @@ def parse_arguments() -> argparse.Namespace:
 
 if __name__ == "__main__":
     args = parse_arguments()
-    run_missing(all_runs(args), args.results, args.n_jobs)
+    if args.command == "run":
+        run_missing(all_runs(args), args.results, args.n_jobs)
+    else:
+        write_report(load(args.results))

@@ -27,7 +27,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from readme import replace_in_readme
+from readme import README, replace_in
 from tqdm import tqdm
 
 ROOT = Path(__file__).parent.parent
@@ -520,7 +520,7 @@ def plot() -> None:
         ax.set(title=task, xlabel="environment steps per second")
     figure.savefig(PICTURE, dpi=120)
     tables = (minibatch_table(results), end_to_end_table(results), rollout_table(results), footprint_sentence(results))
-    replace_in_readme("speed", "\n\n".join(tables))
+    replace_in(README, "speed", "\n\n".join(tables))
 
 
 def footprint_sentence(results: dict[str, Any]) -> str:

@@ -1,0 +1,239 @@
+"""The report of the learning benchmark: tables and pictures from the committed results."""
+
+import operator
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import figures
+import numpy as np
+from protocol import ALGORITHMS, REGIMES, TASKS_OF
+from readme import README, replace_in
+from runs import Record
+from scores import (
+    AGGREGATES,
+    SCORES,
+    Comparison,
+    Estimate,
+    aggregates,
+    compare,
+    deepest_falls,
+    improvement,
+    iqm_curves,
+    share_of_steps,
+    spreads,
+)
+
+REPORT = Path(__file__).parent.parent / "docs" / "learning.md"
+#: A task on which PPO ends below has not been learned by it: there is nothing to be reached
+LEARNED = 20.0
+
+
+def write_report(records: list[Record]) -> None:
+    """
+    :param records: The results
+    """
+    comparisons = [found for regime in ("large", "middle", "small") if (found := compare(records, regime)) is not None]
+    if not comparisons:
+        raise SystemExit("There are no results that can be compared yet")
+    figures.draw_headline([comparison for comparison in comparisons if comparison.regime != "middle"] or comparisons)
+    for comparison in comparisons:
+        figures.draw_aggregates(comparison)
+        figures.draw_profiles(comparison)
+        figures.draw_tasks(comparison)
+    parts = [both_regimes(comparisons), *(one_regime(comparison) for comparison in comparisons)]
+    replace_in(REPORT, "learning", "\n\n".join(parts))
+    replace_in(README, "learning", summary(comparisons))
+
+
+def table(corner: str, columns: Iterable[str], rows: Iterable[tuple[str, Sequence[str]]]) -> str:
+    """
+    :param corner: Head of the first column
+    :param columns: Heads of the others
+    :param rows: Head and cells of each row
+    :return: A Markdown table
+    """
+    lines = [[corner, *columns]]
+    lines.append(["---"] * len(lines[0]))
+    lines += [[head, *cells] for head, cells in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def with_interval(estimate: Estimate, n_seeds: int) -> str:
+    """
+    :param estimate: A value and its interval
+    :param n_seeds: Of how many seeds; one has no interval
+    :return: A cell
+    """
+    value, low, high = estimate
+    return f"{value:.3f}" if n_seeds < 2 else f"{value:.3f} ({low:.3f}–{high:.3f})"
+
+
+def percent(share: float | None) -> str:
+    """
+    :param share: Of the steps, ``None`` when never
+    :return: A cell
+    """
+    return "never" if share is None else f"{share:.0%}"
+
+
+def summary(comparisons: list[Comparison]) -> str:
+    """
+    :param comparisons: The regimes
+    :return: The short table of the README
+    """
+    shown = [algorithm for algorithm in ALGORITHMS if any(algorithm in c.seeds for c in comparisons)]
+    estimates = [aggregates(comparison, "training policy") for comparison in comparisons]
+
+    def cells(algorithm: str) -> Iterable[str]:
+        for comparison, by_algorithm in zip(comparisons, estimates, strict=True):
+            if algorithm not in by_algorithm:
+                yield "–"
+                continue
+            yield with_interval(by_algorithm[algorithm]["IQM"], len(comparison.seeds[algorithm]))
+
+    columns = [f"{figures.LABELS[c.regime]}, {len(c.tasks)} tasks" for c in comparisons]
+    return table(
+        "IQM of returns / 1000 (95 % interval)", columns, [(algorithm, list(cells(algorithm))) for algorithm in shown]
+    )
+
+
+def both_regimes(comparisons: list[Comparison]) -> str:
+    """
+    :param comparisons: The regimes
+    :return: Returns and times side by side
+    """
+    shown = [algorithm for algorithm in ALGORITHMS if any(algorithm in c.seeds for c in comparisons)]
+
+    def cells(algorithm: str) -> Iterable[str]:
+        for c in comparisons:
+            if algorithm not in c.seeds:
+                yield from ("–",) * 3
+                continue
+            yield f"{c.final(algorithm, 'training policy').mean():.0f}"
+            for clock in ("wall_seconds", "cpu_seconds"):
+                yield f"{np.median(c.values(algorithm, operator.itemgetter(clock))) / 60:.1f}"
+
+    columns = [f"{c.regime}: {what}" for c in comparisons for what in ("mean return", "minutes", "CPU minutes")]
+    return "\n\n".join(
+        [
+            "## The regimes side by side",
+            "![Sample efficiency](images/learning.png)",
+            table("training policy at the end", columns, [(algorithm, list(cells(algorithm))) for algorithm in shown]),
+            "Minutes are medians over runs, without evaluations, on cores that had other work to do: an indication, not a\n"
+            "measurement of speed. PPO and SPO go through R2VPO's compiled gradient step, TRPO is sb3-contrib's own code.",
+        ]
+    )
+
+
+def one_regime(c: Comparison) -> str:
+    """
+    :param c: The runs of a regime
+    :return: Its part of the report
+    """
+    name = figures.LABELS[c.regime]
+    missing = [task for task in TASKS_OF[c.regime] if task not in c.tasks]
+    notes = [
+        f"Seeds: {', '.join(f'{algorithm} {len(seeds)}' for algorithm, seeds in c.seeds.items())}. {len(c.tasks)} tasks.",
+        f"Without results yet, and not counted: {', '.join(missing)}." if missing else "",
+        f"Left out, as not all tasks have been run: {', '.join(c.left_out)}." if c.left_out else "",
+    ]
+    parts = [f"## {name[0].upper()}{name[1:]}", " ".join(note for note in notes if note)]
+    parts += [f"### Aggregates\n\n![Aggregates](images/learning_{c.regime}_aggregates.png)", aggregate_tables(c)]
+    parts += [f"![Performance profiles](images/learning_{c.regime}_profiles.png)", improvement_table(c)]
+    parts += ["### Task by task", f"![Learning curves](images/learning_{c.regime}_tasks.png)", task_tables(c)]
+    parts += ["### Steps to PPO's final return", steps_table(c)]
+    parts += ["### Spread between seeds, and falls", stability_table(c)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def aggregate_tables(c: Comparison) -> str:
+    """
+    :param c: The runs of a regime
+    :return: A table for each score
+    """
+    tables = []
+    for score in SCORES:
+        estimates = aggregates(c, score)
+        rows = [
+            (algorithm, [with_interval(estimates[algorithm][name], len(seeds)) for name in AGGREGATES])
+            for algorithm, seeds in c.seeds.items()
+        ]
+        tables.append(table(score, AGGREGATES, rows))
+    return "\n\n".join(tables)
+
+
+def improvement_table(c: Comparison) -> str:
+    """
+    :param c: The runs of a regime
+    :return: How probable it is that a run of R2VPO is better than one of PPO or SPO
+    """
+    ours = [algorithm for algorithm in c.seeds if algorithm.startswith("R2VPO")]
+    rows = []
+    for score in SCORES:
+        for other in (c.peer(score), "SPO"):
+            if other is None or other not in c.seeds:
+                continue
+            fewest = min(len(c.seeds[algorithm]) for algorithm in [*ours, other])
+            cells = [with_interval(improvement(c, algorithm, other, score), fewest) for algorithm in ours]
+            rows.append((f"over {other}, {score}", cells))
+    return table("probability of improvement", ours, rows) if ours and rows else ""
+
+
+def task_tables(c: Comparison) -> str:
+    """
+    :param c: The runs of a regime
+    :return: For each score the final returns, mean and range of the seeds
+    """
+
+    def cell(values: np.ndarray) -> str:
+        return f"{values.mean():.0f}" if len(values) < 2 else f"{values.mean():.0f} ({values.min():.0f}–{values.max():.0f})"
+
+    return "\n\n".join(
+        table(
+            f"{score}, mean (range of seeds)",
+            c.seeds,
+            [(task, [cell(c.final(a, score)[:, i]) for a in c.seeds]) for i, task in enumerate(c.tasks)],
+        )
+        for score in SCORES
+    )
+
+
+def steps_table(c: Comparison) -> str:
+    """
+    :param c: The runs of a regime
+    :return: Share of the budget after which the mean curve is for the first time where PPO's ends
+    """
+    peer = c.peer("training policy")
+    if peer is None:
+        return "There is no PPO to compare with yet."
+    total = REGIMES[c.regime].total_timesteps
+    by_task = {algorithm: c.curve(algorithm).mean(axis=0) for algorithm in c.seeds}
+    rows = []
+    for i, task in enumerate(c.tasks):
+        target = by_task[peer][i, -1]
+        shares = [percent(share_of_steps(c, curves[i], target, total)) for curves in by_task.values()]
+        rows.append((f"{task} ({target:.0f})", shares if target >= LEARNED else ["–"] * len(shares)))
+    overall = iqm_curves(c)
+    target = overall[peer].value[-1]
+    shares = [percent(share_of_steps(c, overall[algorithm].value, target, total)) for algorithm in c.seeds]
+    rows.append((f"**IQM** ({target:.3f})", shares))
+    return table(f"share of the steps to where {peer} ends", c.seeds, rows)
+
+
+def stability_table(c: Comparison) -> str:
+    """
+    :param c: The runs of a regime
+    :return: How much runs differ, and how much they lose again
+    """
+
+    def deviation(algorithm: str, score: str) -> str:
+        return f"{spreads(c, algorithm, score).mean():.0f}" if len(c.seeds[algorithm]) > 1 else "–"
+
+    falls = {algorithm: deepest_falls(c, algorithm) for algorithm in c.seeds}
+    rows = [
+        *((f"standard deviation between seeds, {score}", [deviation(a, score) for a in c.seeds]) for score in SCORES),
+        ("deepest fall of the deterministic policy, mean over runs", [f"{fall.mean():.0f}" for fall in falls.values()]),
+        ("the deepest of all", [f"{fall.max():.0f}" for fall in falls.values()]),
+        ("share of runs that fell by more than 100", [f"{(fall > 100).mean():.0%}" for fall in falls.values()]),
+    ]
+    return table("returns are in [0, 1000]", c.seeds, rows)

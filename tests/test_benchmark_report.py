@@ -1,0 +1,118 @@
+"""The report of the learning benchmark says what the results hold, however many there are."""
+
+import numpy as np
+import pytest
+import report
+import scores
+from protocol import ALGORITHMS, REGIMES, TASKS, Run, configuration
+from rliable import metrics
+from runs import Record
+
+ENDS = np.arange(1, 6) / 5
+
+
+def record_of(task: str, algorithm: str, seed: int, final: float, regime: str = "small", fall: float = 0.0) -> Record:
+    """Returns rise along a straight line, the deterministic policy's fall at the seventh of ten points."""
+    run = Run(task, regime, algorithm, seed)
+    total = REGIMES[regime].total_timesteps
+    deterministic = np.linspace(0.1, 1, 10) * final
+    deterministic[6] -= fall
+    return {
+        **run._asdict(),
+        "configuration": configuration(run),
+        "curve": [(round(end * total), round(end * final, 3)) for end in ENDS],
+        "deterministic": deterministic.tolist(),
+        "wall_seconds": 120.0,
+        "cpu_seconds": 60.0,
+    }
+
+
+#: R2VPO ends at twice PPO's return, and its second seed 100 above the first
+FINALS = {"PPO 0.2": 200.0, "PPO 0.3": 300.0, "R2VPO": 600.0}
+RECORDS = [
+    record_of(task, algorithm, seed, final + 100 * seed, fall=50.0 if algorithm == "PPO 0.2" else 0.0)
+    for task in TASKS
+    for algorithm, final in FINALS.items()
+    for seed in range(2)
+]
+
+
+@pytest.fixture(autouse=True)
+def few_repetitions(monkeypatch):
+    monkeypatch.setattr(scores, "REPETITIONS", 20)
+
+
+@pytest.fixture
+def comparison():
+    return scores.compare(RECORDS, "small")
+
+
+def test_aggregates(comparison):
+    for score in scores.SCORES:
+        estimates = scores.aggregates(comparison, score)
+        assert {a: e["mean"].value for a, e in estimates.items()} == pytest.approx(
+            {a: (final + 50) / 1000 for a, final in FINALS.items()}
+        )
+        assert estimates["R2VPO"]["IQM"].low <= estimates["R2VPO"]["IQM"].value <= estimates["R2VPO"]["IQM"].high
+        assert estimates["R2VPO"]["optimality gap"].value == pytest.approx(0.35)
+    assert comparison.peer("training policy") == "PPO 0.3"
+
+
+def test_improvement_is_rliables(comparison):
+    assert scores.improvement(comparison, "R2VPO", "PPO 0.3", "training policy") == (1.0, 1.0, 1.0)
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 5, (5, 10)), rng.integers(0, 5, (3, 10))
+    assert scores.probability_of_improvement(x, y) == pytest.approx(metrics.probability_of_improvement(x, y))
+
+
+def test_falls_and_spreads(comparison):
+    # From the sixth point to the seventh it would have risen by a tenth
+    expected = 50 - 0.1 * np.array([200.0, 300.0])
+    np.testing.assert_allclose(scores.deepest_falls(comparison, "PPO 0.2"), np.tile(expected[:, None], len(TASKS)))
+    assert scores.deepest_falls(comparison, "R2VPO").max() == 0.0
+    np.testing.assert_allclose(scores.spreads(comparison, "R2VPO", "training policy"), 100 / np.sqrt(2))
+
+
+def test_rows_are_those_of_their_algorithm(comparison):
+    assert "| CheetahRun | 250 (200–300) | 350 (300–400) | 650 (600–700) |" in report.task_tables(comparison)
+    # 350 of 650 are behind three fifths of the line, 350 of 250 nowhere
+    assert "| CheetahRun (350) | never | 100% | 60% |" in report.steps_table(comparison)
+    assert "| over PPO 0.3, training policy | 1.000 (1.000–1.000) |" in report.improvement_table(comparison)
+    lines = report.aggregate_tables(comparison).splitlines()
+    assert [line.split(" | ")[3].split(" ")[0] for line in lines[2:5]] == ["0.250", "0.350", "0.650"]
+    assert "| PPO 0.2 | 250 | 2.0 | 1.0 |" in report.both_regimes([comparison])
+
+
+def test_partial_results():
+    """What is not there yet is left out and named: single seeds, tasks, algorithms, regimes."""
+    records = [r for r in RECORDS if r["task"] != "WalkerRun" and not (r["seed"] == 1 and r["algorithm"] == "R2VPO")]
+    records += [record_of(TASKS[0], "TRPO", 0, 100.0), record_of(TASKS[0], "PPO 0.2", 0, 100.0, regime="large")]
+    records += [{**RECORDS[0], "changes": {"n_epochs": 3}, "curve": []}]
+    partial = scores.compare(records, "small")
+    assert partial.tasks == list(TASKS[:-1]) and partial.left_out == ["TRPO"]
+    assert {a: len(seeds) for a, seeds in partial.seeds.items()} == {"PPO 0.2": 2, "PPO 0.3": 2, "R2VPO": 1}
+    text = report.one_regime(partial)
+    assert "R2VPO 1" in text and "not counted: WalkerRun." in text and "have been run: TRPO." in text
+    assert "| R2VPO | 0.600 | 0.600 |" in text, "one seed has no interval"
+    assert scores.compare(records, "middle") is None
+    report.one_regime(scores.compare(records, "large"))
+
+
+def test_report(tmp_path, monkeypatch):
+    for name in ("README.md", "learning.md"):
+        (tmp_path / name).write_text("before\n<!-- learning -->\nold\n<!-- /learning -->\nafter\n")
+    monkeypatch.setattr(report, "README", tmp_path / "README.md")
+    monkeypatch.setattr(report, "REPORT", tmp_path / "learning.md")
+    monkeypatch.setattr(report.figures, "IMAGES", tmp_path / "images")
+    report.write_report(RECORDS)
+    text = (tmp_path / "learning.md").read_text()
+    assert text.startswith("before\n<!-- learning -->\n##") and text.endswith("<!-- /learning -->\nafter\n")
+    pictures = {path.name for path in (tmp_path / "images").iterdir()}
+    assert all(f"images/{picture}" in text for picture in pictures) and len(pictures) == 4
+    assert "| R2VPO | 0.650" in (tmp_path / "README.md").read_text()
+    with pytest.raises(SystemExit, match="no results"):
+        report.write_report([])
+
+
+def test_every_algorithm_has_its_color():
+    assert report.figures.COLORS.keys() == ALGORITHMS.keys()

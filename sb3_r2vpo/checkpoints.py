@@ -162,6 +162,9 @@ class ResumableCheckpointCallback(BaseCallback):
         return self._saves + (time.monotonic() - self._saved_at >= SAVE_EVERY)
 
     def _on_training_end(self) -> None:
+        if self._place is None:
+            # There was nothing left to do
+            return
         self._place = place_of(self.model)
         self.save()
         self._place = None

@@ -85,7 +85,7 @@ def check_model_file(file: str | Path | io.BufferedIOBase) -> None:
         file = Path(file) if Path(file).exists() else Path(f"{file}.zip")
     name = file if isinstance(file, Path) else "The file"
     try:
-        with zipfile.ZipFile(file) as archive:  # type: ignore[arg-type]
+        with zipfile.ZipFile(file) as archive:
             unreadable, entries = archive.testzip(), archive.namelist()
     except (zipfile.BadZipFile, EOFError, zlib.error) as e:
         raise ValueError(f"{name} is damaged or no saved model ({e})") from e

@@ -573,7 +573,7 @@ class R2VPO(OnPolicyAlgorithm):
                 f"The parameters to load hold {sorted(load_path_or_dict)} but no 'dual', so they are not those of R2VPO. "
                 "To start from a trained PPO model: `R2VPO(policy, env).set_parameters(path, exact_match=False)`"
             )
-        before = copy.deepcopy(self.get_parameters())
+        before: dict[str, Any] = copy.deepcopy(self.get_parameters())
         try:
             super().set_parameters(load_path_or_dict, exact_match=exact_match, device=device)
         except Exception:

@@ -74,7 +74,7 @@ main()
 def test_enjoy_without_a_screen(r2vpo):
     said = r2vpo("enjoy", "--env", "CartPole-v1", "-n", "100", "--load-last-checkpoint")
     assert "There is no screen, so --no-render" in said
-    assert "Loading logs/r2vpo/CartPole-v1_2/rl_model_400_steps.zip" in said and "Mean reward:" in said
+    assert "Loading logs/r2vpo/CartPole-v1_2/rl_model_512_steps.zip" in said and "Mean reward:" in said
 
 
 def test_record_video_without_a_screen(r2vpo, recwarn):

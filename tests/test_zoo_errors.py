@@ -35,7 +35,7 @@ def r2vpo(monkeypatch, tmp_path):
         ([*TRAIN, "-params", "seed:2"], "`seed` is no hyperparameter: pass --seed SEED instead"),
         ([*TRAIN, "-params", "clip_range:0.2"], "`clip_range` is 0.2, but R2VPO has no clipping: remove it."),
         ([*TRAIN, "-params", "gamma:1.5"], "`gamma` is 1.5: it must be a number from 0 to 1"),
-        ([*TRAIN, "-params", "policy:'MlpPolcy'"], "Policy MlpPolcy unknown"),
+        ([*TRAIN, "-params", "policy:'MlpPolcy'"], "`policy` is 'MlpPolcy': R2VPO has MlpPolicy, "),
         ([*TRAIN, "-conf", "nope.yml"], "nope.yml does not exist"),
         ([*TRAIN, "-i", "nope.zip"], "`--trained-agent` is 'nope.zip': it must be the .zip file of a trained agent"),
         ([*TRAIN, "--track"], "please install W&B via `pip install wandb`"),

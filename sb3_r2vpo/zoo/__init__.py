@@ -29,6 +29,15 @@ HOOKS = (
     "exp_manager.ExperimentManager.hyperparameters_optimization",
     "exp_manager.ExperimentManager.create_envs",
     "exp_manager.ExperimentManager.save_trained_model",
+    "exp_manager.ExperimentManager.read_hyperparameters",
+    "exp_manager.ExperimentManager.create_log_folder",
+    "exp_manager.ExperimentManager.create_callbacks",
+    "exp_manager.ExperimentManager.learn",
+    "exp_manager.ExperimentManager._maybe_normalize",
+    "exp_manager.ExperimentManager._load_pretrained_agent",
+    "exp_manager.ExperimentManager._save_config",
+    "exp_manager.EvalCallback",
+    "exp_manager.SaveVecNormalizeCallback",
 )
 
 
@@ -52,6 +61,7 @@ def register() -> None:
 
     from sb3_r2vpo.r2vpo import R2VPO
     from sb3_r2vpo.zoo.envpool import create_test_env
+    from sb3_r2vpo.zoo.evaluation import ContinuedEvalCallback, WholeVecNormalizeCallback
     from sb3_r2vpo.zoo.experiment import R2VPOExperimentManager
     from sb3_r2vpo.zoo.search_space import register_search_space
 
@@ -60,6 +70,8 @@ def register() -> None:
     register_search_space()
     replace_in_zoo("ExperimentManager", R2VPOExperimentManager)
     replace_in_zoo("create_test_env", create_test_env)
+    replace_in_zoo("EvalCallback", ContinuedEvalCallback)
+    replace_in_zoo("SaveVecNormalizeCallback", WholeVecNormalizeCallback)
     with suppress(ImportError), warnings.catch_warnings():
         # Of windows, without a screen
         warnings.filterwarnings("ignore", category=UserWarning, module="glfw")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from sb3_r2vpo.zoo import ALGO, import_zoo, register, replace_in_zoo
 from sb3_r2vpo.zoo.arguments import python_values, require, take
-from sb3_r2vpo.zoo.errors import is_for_the_user, message_of
+from sb3_r2vpo.zoo.errors import is_for_the_user, message_of, short_traceback
 from sb3_r2vpo.zoo.plots import check_runs, save_shown_figures
 from sb3_r2vpo.zoo.screen import has_screen, render_without_screen
 
@@ -18,11 +18,17 @@ PLOTTED = ["-a", ALGO, "-f", LOGS]
 
 
 def train(arguments: list[str]) -> None:
-    """train an agent, continue with one (-i), tune hyperparameters (-optimize)"""
+    """train an agent, resume a training (--resume), begin with an agent (-i), tune hyperparameters (-optimize)"""
+    import_zoo()
+    from sb3_r2vpo.zoo.resuming import take_resume
+
+    arguments, resumed_run = take_resume(arguments, LOGS)
     prepare(arguments)
     from sb3_r2vpo.zoo.envpool import prepare_training
+    from sb3_r2vpo.zoo.lasting import LastingExperimentManager
     from sb3_r2vpo.zoo.trained_agents import check_trained_agent
 
+    LastingExperimentManager.resumed_run = resumed_run
     check_trained_agent(take(("-i", "--trained-agent"), arguments)[0])
     run("train", ["--algo", ALGO, *prepare_training(arguments)])
 
@@ -153,6 +159,7 @@ commands:
 `r2vpo COMMAND --help` lists the arguments.
 
   r2vpo train --env HalfCheetah-v5 --progress
+  r2vpo train --env HalfCheetah-v5 --resume    # the latest run, or --resume FOLDER: goes on however it has ended
   r2vpo enjoy --env HalfCheetah-v5
 
 `r2vpo train --vec-env envpool` trains on EnvPool's environments, which step in C++ threads, also on those that Gymnasium
@@ -172,9 +179,13 @@ def main() -> None:
     try:
         COMMANDS[command](arguments)
     except Exception as e:
-        if not is_for_the_user(e):
-            raise
-        sys.exit(f"r2vpo: {message_of(e)}")
+        if is_for_the_user(e):
+            sys.exit(f"r2vpo: {message_of(e)}")
+        raise e.with_traceback(short_traceback(e)) from e.__cause__
+    except KeyboardInterrupt:
+        print("r2vpo: interrupted", file=sys.stderr)
+        # As shells have it
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from typing import Any
 
 import optuna
 from optuna.samplers import BaseSampler, TPESampler
-from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
@@ -16,13 +15,14 @@ from stable_baselines3.common.callbacks import BaseCallback
 from sb3_r2vpo.r2vpo import reject_clip_range
 from sb3_r2vpo.zoo import ALGO, hyperparameter_file
 from sb3_r2vpo.zoo.hyperparameters import check_names, check_values, named_schedules
+from sb3_r2vpo.zoo.lasting import LastingExperimentManager
 from sb3_r2vpo.zoo.learning_curve import draw_learning_curve
 from sb3_r2vpo.zoo.study import run_trials
 from sb3_r2vpo.zoo.study_report import draw_study, print_summary, write_report
 from sb3_r2vpo.zoo.study_storage import find_study, find_trial, open_storage
 
 
-class R2VPOExperimentManager(ExperimentManager):
+class R2VPOExperimentManager(LastingExperimentManager):
     """
     RL Zoo's experiment manager, with R2VPO's hyperparameter file as its default one. Hyperparameters are checked before
     anything is created. A finished training draws its learning curve and says where everything is.
@@ -48,7 +48,7 @@ class R2VPOExperimentManager(ExperimentManager):
         """
         schedules = named_schedules(hyperparams)
         others = {key: value for key, value in hyperparams.items() if key not in schedules}
-        return {**ExperimentManager._preprocess_schedules(others), **schedules}
+        return {**LastingExperimentManager._preprocess_schedules(others), **schedules}
 
     def _preprocess_hyperparams(
         self, hyperparams: dict[str, Any]

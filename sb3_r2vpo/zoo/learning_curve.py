@@ -1,9 +1,13 @@
+import io
+import warnings
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from stable_baselines3.common.monitor import LoadMonitorResultsError, load_results
 from stable_baselines3.common.results_plotter import X_TIMESTEPS, ts2xy, window_func
+
+from sb3_r2vpo.files import write_file
 
 
 def draw_learning_curve(run_folder: Path, title: str, window: int = 50) -> Path | None:
@@ -18,6 +22,10 @@ def draw_learning_curve(run_folder: Path, title: str, window: int = 50) -> Path 
     try:
         steps, returns = ts2xy(load_results(str(run_folder)), X_TIMESTEPS)
     except LoadMonitorResultsError:
+        return None
+    except (ValueError, KeyError, IndexError, AssertionError) as e:
+        # Whoever has written into these files, it is no reason to end in an error
+        warnings.warn(f"There is no learning curve: the monitor files in {run_folder} cannot be read ({e})")
         return None
     if len(steps) == 0:
         return None
@@ -34,6 +42,7 @@ def draw_learning_curve(run_folder: Path, title: str, window: int = 50) -> Path 
     ax.set(title=title, xlabel="timesteps", ylabel="return")
     ax.grid(alpha=0.3)
     ax.legend()
-    picture = run_folder / "learning_curve.png"
-    figure.savefig(picture, dpi=120)
+    picture, buffer = run_folder / "learning_curve.png", io.BytesIO()
+    figure.savefig(buffer, dpi=120)
+    write_file(picture, buffer.getvalue())
     return picture

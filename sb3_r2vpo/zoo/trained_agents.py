@@ -6,6 +6,8 @@ from typing import Any
 from huggingface_sb3 import EnvironmentName
 from rl_zoo3.utils import get_model_path as get_zoo_model_path
 
+from sb3_r2vpo.files import check_model_file
+
 
 def get_model_path(exp_id: int, folder: str, algo: str, env_name: EnvironmentName, *which: Any) -> tuple[str, str, str]:
     """
@@ -30,7 +32,10 @@ def get_model_path(exp_id: int, folder: str, algo: str, env_name: EnvironmentNam
 def check_trained_agent(path: str | None) -> None:
     """
     :param path: The agent to continue with
-    :raises ValueError: When there is no such file
+    :raises ValueError: When there is no such file, or it is damaged
     """
-    if path is not None and not (path.endswith(".zip") and Path(path).is_file()):
+    if path is None:
+        return
+    if not (path.endswith(".zip") and Path(path).is_file()):
         raise ValueError(f"`--trained-agent` is {path!r}: it must be the .zip file of a trained agent")
+    check_model_file(path)

@@ -30,7 +30,7 @@ from sb3_r2vpo.fast.memory import keep_freed_memory
 from sb3_r2vpo.fast.programs import Programs
 from sb3_r2vpo.files import check_model_file, write_file
 from sb3_r2vpo.nonfinite import FiniteObservations, check_finite
-from sb3_r2vpo.rollouts import minibatch_source
+from sb3_r2vpo.rollouts import minibatch_source, yields_plain_minibatches
 from sb3_r2vpo.updater import Coefficients, Metrics, Updater, use_fused_adam
 
 SelfR2VPO = TypeVar("SelfR2VPO", bound="R2VPO")
@@ -244,7 +244,9 @@ class R2VPO(OnPolicyAlgorithm):
         self.dual = DualVariable(initial_value, learned, self.dual_lr, self.var_coef_bounds).to(self.device)
 
     def _maybe_recommend_cpu(self, mlp_class_name: str = "ActorCriticPolicy") -> None:
-        """R2VPO keeps the rollout and its metrics on the GPU during the update, so it does not advise against it."""
+        # Who asks for the compiled step on a GPU knows what for; without it SB3's advice holds
+        if self.compile is not True:
+            super()._maybe_recommend_cpu(mlp_class_name)
 
     def _check_arguments(self) -> None:
         """
@@ -389,6 +391,7 @@ class R2VPO(OnPolicyAlgorithm):
             if not continue_training:
                 break
 
+        update.finish()
         self._log_update(metrics, update.coefficients)
 
     def _make_updater(self) -> Updater | CompiledUpdater:
@@ -397,7 +400,8 @@ class R2VPO(OnPolicyAlgorithm):
         """
         updater = self.updater_class(self.policy, self.dual, self._current_coefficients())
         if self._compile_step():
-            return CompiledUpdater(updater, self._programs, any_code=self.compile is True)
+            disturbed = not yields_plain_minibatches(self.rollout_buffer)
+            return CompiledUpdater(updater, self._programs, any_code=self.compile is True, disturbed=disturbed)
         return updater
 
     def _compile_step(self) -> bool:

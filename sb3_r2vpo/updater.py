@@ -82,6 +82,9 @@ class Updater:
         step_if(self.policy.optimizer, accept)
         return metrics
 
+    def finish(self) -> None:
+        """To be called after the last minibatch of a rollout: here nothing is left to do."""
+
     def backward(self, batch: Samples) -> tuple[th.Tensor, th.Tensor]:
         """
         All of the step but the optimizer's part: leaves the clipped gradient in the parameters' ``grad``

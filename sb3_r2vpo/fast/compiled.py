@@ -15,8 +15,8 @@ from sb3_r2vpo.fast.tracing import Program, compile_function, replaced
 from sb3_r2vpo.rollouts import Samples, from_tensors, to_tensors
 from sb3_r2vpo.updater import Coefficients, Updater, step_if
 
-#: From the tensors of the minibatch to the metrics
-Step = Callable[..., th.Tensor]
+#: From the tensors of the minibatch to the metrics and gradients
+Step = Callable[..., tuple[th.Tensor, ...]]
 
 
 class CompiledUpdater:
@@ -31,16 +31,21 @@ class CompiledUpdater:
     :param plain: The updater of this rollout
     :param programs: What was compiled in earlier rollouts
     :param any_code: Whether to compile code of the user's own
+    :param disturbed: Whether code of the user's own runs between two minibatches, so that each step has to make sure that
+        nothing has changed
     """
 
-    def __init__(self, plain: Updater, programs: Programs, any_code: bool = True) -> None:
+    def __init__(self, plain: Updater, programs: Programs, any_code: bool = True, disturbed: bool = True) -> None:
         self.plain = plain
         self.coefficients = plain.coefficients
         self.programs = programs
         self.any_code = any_code
+        self.disturbed = disturbed
         self.layout: tuple[Any, ...] | None = None
         self.guard: Guard | None = None
         self.step: Step | None = None
+        self.params: list[nn.Parameter] = []
+        self.gradients: list[th.Tensor] = []
 
     def __call__(self, batch: Samples) -> th.Tensor:
         """
@@ -50,12 +55,19 @@ class CompiledUpdater:
         tensors = to_tensors(batch)
         layout = layout_of(tensors)
         # The first minibatch of an epoch is not the truncated one
-        if self.layout is None or (self.guard is not None and not self.guard.holds()):
+        if self.layout is None or (self.disturbed and self.guard is not None and not self.guard.holds()):
             self.layout, self.guard = layout, None
             self.step = self.programs.attempt(lambda: self._prepare(batch))
         if self.step is None or layout != self.layout:
+            self.gradients = []
             return self.plain(batch)
-        return self.step(*tensors)
+        metrics, *self.gradients = self.step(*tensors)
+        return metrics
+
+    def finish(self) -> None:
+        """Leave the gradients of the last step where callbacks look for them; after each step it would cost 2 % of it."""
+        for param, gradient in zip(self.params, self.gradients, strict=False):
+            param.grad = gradient
 
     def _prepare(self, batch: Samples) -> Step | None:
         policy = self.plain.policy
@@ -64,18 +76,18 @@ class CompiledUpdater:
         check_traceable(policy)
         check_optimizer(policy)
         guard = self.programs.guard(policy, self.plain.dual)
-        step = build_step(self.plain, batch, self.programs, guard)
+        step, self.params = build_step(self.plain, batch, self.programs, guard)
         self.guard = guard
         return step
 
 
-def build_step(plain: Updater, batch: Samples, programs: Programs, guard: Guard) -> Step:
+def build_step(plain: Updater, batch: Samples, programs: Programs, guard: Guard) -> tuple[Step, list[nn.Parameter]]:
     """
     :param plain: The updater of this rollout
     :param batch: A minibatch
     :param programs: What was compiled in earlier rollouts; a missing program is added
     :param guard: What is constant of policy and λ
-    :return: The whole gradient step
+    :return: The whole gradient step, and the parameters whose gradients it returns
     """
     policy, optimizer = plain.policy, plain.policy.optimizer
     create_optimizer_state(optimizer)
@@ -86,15 +98,12 @@ def build_step(plain: Updater, batch: Samples, programs: Programs, guard: Guard)
     state_tensors, adam = state.to_tensors(), FusedAdam(optimizer, params)
     optimizer.zero_grad()
 
-    def step(*batch_tensors: th.Tensor) -> th.Tensor:
+    def step(*batch_tensors: th.Tensor) -> tuple[th.Tensor, ...]:
         *gradients, found_inf, metrics = program(*state_tensors, *batch_tensors)
         adam(gradients, found_inf)
-        # Where callbacks look for them
-        for param, gradient in zip(params, gradients, strict=True):
-            param.grad = gradient
-        return metrics
+        return metrics, *gradients
 
-    return CudaGraph(step, batch, list(policy.buffers())) if plain.dual.value.is_cuda else step
+    return CudaGraph(step, batch, list(policy.buffers())) if plain.dual.value.is_cuda else step, params
 
 
 def program_key(plain: Updater, state: "State", batch: Samples) -> Any:
@@ -296,8 +305,8 @@ def fused_adam(optimizer: th.optim.Optimizer, group: dict[str, Any], params: lis
 
 class CudaGraph:
     """
-    The kernels of a step, launched all at once. Captured anew in each rollout, which takes no longer than a few plain
-    steps, so that no captured address or learning rate outlives what it stands for.
+    The kernels of a step, launched all at once; the gradients are those of the latest step. Captured anew in each rollout,
+    which takes no longer than a few plain steps, so that no captured address or learning rate outlives what it stands for.
 
     :param step: The step
     :param batch: A minibatch
@@ -316,13 +325,13 @@ class CudaGraph:
             th.cuda.current_stream().wait_stream(stream)
             self.graph = th.cuda.CUDAGraph()
             with th.cuda.graph(self.graph):
-                self.metrics = step(*self.batch)
+                self.metrics, *self.gradients = step(*self.batch)
 
-    def __call__(self, *batch: th.Tensor) -> th.Tensor:
+    def __call__(self, *batch: th.Tensor) -> tuple[th.Tensor, ...]:
         for static, tensor in zip(self.batch, batch, strict=True):
             static.copy_(tensor)
         self.graph.replay()
-        return self.metrics.clone()
+        return self.metrics.clone(), *self.gradients
 
 
 def warm_up(step: Step, batch: Samples, buffers: list[th.Tensor]) -> None:

@@ -27,7 +27,8 @@ def product(a: th.Tensor, b_t: th.Tensor, bias: th.Tensor | None = None) -> th.T
     return linear(a, b_t, bias, "none", [], "")
 
 
-# As an operator of torch, compiled code can call it
+# As an operator of torch, compiled code can call it. Where this module is reloaded the former one has to go first.
+LIBRARY: th.library.Library | None = None
 LIBRARY = th.library.Library("sb3_r2vpo", "DEF")
 LIBRARY.define("product(Tensor a, Tensor b_t, Tensor? bias) -> Tensor")
 LIBRARY.impl("product", product, "CPU")

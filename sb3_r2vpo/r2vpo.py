@@ -26,7 +26,6 @@ from sb3_r2vpo.dual import DualVariable, parse_auto
 from sb3_r2vpo.fast.acting import compiled_forward, is_compilable
 from sb3_r2vpo.fast.compiled import CompiledUpdater
 from sb3_r2vpo.fast.guard import own_code
-from sb3_r2vpo.fast.memory import keep_freed_memory
 from sb3_r2vpo.fast.programs import Programs
 from sb3_r2vpo.files import check_model_file, write_file
 from sb3_r2vpo.nonfinite import FiniteObservations, check_finite
@@ -103,11 +102,14 @@ class R2VPO(OnPolicyAlgorithm):
         1.5 times this, before its gradient step. By default, there is no limit on the kl div.
     :param compile: Whether to compile the gradient step, which takes about 20 s once and makes it several times as fast
         where the networks are small, with the same result up to rounding. ``"auto"`` does so on the CPU when ``learn``
-        has 30,000 gradient steps or more ahead (with the other arguments at their defaults: from 192,000 timesteps).
+        has 30,000 gradient steps or more ahead (with the other arguments at their defaults: from 192,000 timesteps) and
+        all of the policy's modules are classes of torch, SB3 or sb3-contrib.
         With it goes the policy's forward pass in rollouts, when 30,000 steps of the vectorized environment are ahead.
-        On a GPU the step is captured as a CUDA graph too. It needs Adam or AdamW and, on the CPU, a C++ compiler;
-        where it is not possible a warning says why and the step runs as it is. A policy of your own is read once:
-        what it computes may depend on its inputs, weights, buffers and mode, not on other attributes that change later.
+        ``True`` compiles modules of your own too: what they compute may depend on their inputs, weights, buffers, mode and
+        attributes, which are watched, but not on global variables or on random numbers that are not torch's.
+        On a GPU the step is captured as a CUDA graph. It needs Adam or AdamW and, on the CPU, a C++ compiler;
+        where it is not possible a warning says why and the step runs as it is. Compiling for minibatches of some
+        1,000 samples lets glibc keep up to 64 MiB of freed memory.
     :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
         the reported success rate, mean episode length, and mean reward over
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
@@ -222,18 +224,54 @@ class R2VPO(OnPolicyAlgorithm):
         # Not in the constructor: `load` writes its arguments over the constructor's and then comes here
         self._check_arguments()
         super()._setup_model()
+        self._apply_arguments()
+        use_fused_adam(self.policy.optimizer)
 
-        # Initialize schedules
+    def _apply_arguments(self) -> None:
+        """What follows from arguments that can be assigned later: schedules, discounting, λ at its initial value."""
+        self._setup_lr_schedule()
+        self.rollout_buffer.gamma, self.rollout_buffer.gae_lambda = self.gamma, self.gae_lambda
         self.target_var = as_schedule(self.target_var)
         if not isinstance(self.var_coef, str):
             self.var_coef = as_schedule(self.var_coef)
         if self.clip_range_vf is not None:
             self.clip_range_vf = as_schedule(self.clip_range_vf)
-
         self._setup_dual()
-        use_fused_adam(self.policy.optimizer)
-        if self.device.type == "cpu":
-            keep_freed_memory()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # `dual` is what construction ends with
+        if name in ARGUMENTS and "dual" in vars(self):
+            self._change_argument(name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def _change_argument(self, name: str, value: Any) -> None:
+        """
+        An argument assigned after construction counts from the next rollout on. λ goes on where it is, unless
+        it is ``var_coef`` that is assigned.
+
+        :param name: Name of the argument
+        :param value: Its new value
+        :raises AttributeError: When the model is built with the argument
+        :raises ValueError: When the value is out of its range; the argument stays as it is
+        """
+        if name == "clip_range":
+            reject_clip_range(value)
+        if name in BUILT_WITH:
+            raise AttributeError(
+                f"`{name}` cannot be changed any more, the model is built with it: "
+                f"pass it to the constructor or, for a saved model, to `{type(self).__name__}.load`"
+            )
+        before, dual = vars(self)[name], vars(self).pop("dual")
+        super().__setattr__(name, value)
+        try:
+            self._check_arguments()
+        except ValueError:
+            vars(self).update({name: before, "dual": dual})
+            raise
+        self._apply_arguments()
+        if name != "var_coef":
+            self.dual.load_state_dict(dual.state_dict())
 
     def _setup_dual(self) -> None:
         """Create the dual variable at its initial value; it exists for a fixed ``var_coef`` too."""
@@ -609,9 +647,9 @@ class R2VPO(OnPolicyAlgorithm):
         :param print_system_info: Whether to print system info from the saved model
             and the current system info (useful to debug loading issues)
         :param force_reset: Force call to ``reset()`` before training to avoid unexpected behavior.
-        :param kwargs: arguments of the constructor, to change the model when loading
+        :param kwargs: arguments of the constructor or attributes, to change the model when loading
         :return: new model instance with loaded parameters
-        :raises TypeError: When a keyword argument is not one of the constructor's
+        :raises TypeError: When a keyword argument is neither
         :raises ValueError: When an argument is out of its range, or the file is damaged or was not saved by R2VPO
         """
         check_model_file(path)
@@ -621,6 +659,21 @@ class R2VPO(OnPolicyAlgorithm):
         if "var_coef" in {**(custom_objects or {}), **kwargs}:
             model._setup_dual()
         return model
+
+
+#: What may be assigned after construction
+ARGUMENTS = inspect.signature(R2VPO.__init__).parameters.keys() - {"self", "policy", "env", "_init_setup_model"}
+#: Those that cannot be changed afterwards
+BUILT_WITH = {
+    "device",
+    "n_steps",
+    "policy_kwargs",
+    "rollout_buffer_class",
+    "rollout_buffer_kwargs",
+    "seed",
+    "stats_window_size",
+    "use_sde",
+}
 
 
 def reject_clip_range(clip_range: Any) -> None:
@@ -638,7 +691,10 @@ def reject_clip_range(clip_range: Any) -> None:
 
 def _reject_unknown_arguments(cls: type, kwargs: dict[str, Any]) -> None:
     """SB3 would write a misspelt argument of ``load`` into the model and go on."""
-    known = {name for base in cls.__mro__ for name in inspect.signature(base.__init__).parameters}  # type: ignore[misc]
+    arguments = {name for base in cls.__mro__ for name in inspect.signature(base.__init__).parameters}  # type: ignore[misc]
+    # As in SB3 attributes can be loaded with other values too, such as `num_timesteps`; `n_envs` comes with an environment
+    blank = cls(next(iter(cls.policy_aliases)), None, device="cpu", _init_setup_model=False)  # type: ignore[attr-defined]
+    known = arguments | vars(blank).keys() | {"n_envs"}
     for name in kwargs.keys() - known:
         similar = difflib.get_close_matches(name, known, n=1)
         suggestion = f", did you mean `{similar[0]}`?" if similar else ""

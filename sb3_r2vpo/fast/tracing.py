@@ -2,15 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from operator import attrgetter
 from typing import Any
 
 import torch as th
 from torch import nn
 from torch.distributions import Distribution
-from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from sb3_r2vpo.fast.memory import keep_freed_memory, needs_large_blocks
 from sb3_r2vpo.fast.onednn import onednn_is_faster, use_onednn
 
 #: From tensors to tensors
@@ -34,10 +33,11 @@ def compile_function(function: Callable[..., Any], inputs: Sequence[th.Tensor]) 
     """
     with without_validation():
         graph = make_fx(function, tracing_mode="fake")(*inputs)
-    check_constants(graph)
     on_cpu = inputs[0].device.type == "cpu"
     if on_cpu and onednn_is_faster():
         use_onednn(graph)
+    if on_cpu and needs_large_blocks(graph):
+        keep_freed_memory()
     names = OPTIONS + CPU_OPTIONS if on_cpu else OPTIONS
     # Not every version has all of them
     options: dict[str, Any] = {name: True for name in names if name in th._inductor.list_options()}
@@ -46,18 +46,6 @@ def compile_function(function: Callable[..., Any], inputs: Sequence[th.Tensor]) 
     with th.random.fork_rng([x.device for x in inputs[:1] if x.is_cuda]):
         program(*(x.clone() for x in inputs))
     return program
-
-
-def check_constants(graph: GraphModule) -> None:
-    """
-    :param graph: Traced code
-    :raises NotImplementedError: When it reads a tensor that is not one of its inputs, nor made of numbers on the spot
-    """
-    lifted = (th.ops.aten.lift_fresh.default, th.ops.aten.lift_fresh_copy.default)
-    for node in graph.graph.nodes:
-        if node.op == "get_attr" and any(user.target not in lifted for user in node.users):
-            shape = tuple(attrgetter(node.target)(graph).shape)
-            raise NotImplementedError(f"it uses a tensor of shape {shape} that is neither parameter nor buffer")
 
 
 @contextmanager

@@ -44,15 +44,6 @@ def package_at(commit: str, folder: Path) -> Any:
     return import_module(OTHER)
 
 
-def seconds(function: Callable[[], Any]) -> float:
-    """
-    :return: Seconds that a call takes
-    """
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
 def compare(packages: list[Any], batch_size: int, n_turns: int) -> dict[str, tuple[float, float]]:
     """
     :param packages: The other package and this one
@@ -74,9 +65,12 @@ def compare(packages: list[Any], batch_size: int, n_turns: int) -> dict[str, tup
     for name, (part, n) in parts.items():
         turns = []
         for turn in range(n_turns):
-            order = (0, 1) if turn % 2 else (1, 0)
-            taken = {i: seconds(lambda i=i: part(models[i], callbacks[i])) for i in order}  # type: ignore[misc]
-            turns.append((taken[0], taken[1]))
+            taken = [0.0, 0.0]
+            for i in (0, 1) if turn % 2 else (1, 0):
+                start = time.perf_counter()
+                part(models[i], callbacks[i])
+                taken[i] = time.perf_counter() - start
+            turns.append(taken)
         here = statistics.median(this for _, this in turns[1:]) / n
         answer[name] = (here * 1e6, statistics.median(this / other for other, this in turns[1:]))
     return answer

@@ -73,6 +73,7 @@ def draw_aggregates(comparison: Comparison) -> None:
                 value, low, high = by_name[name]
                 ax.barh(i, high - low, left=low, height=0.7, color=COLORS[algorithm], alpha=0.5)
                 ax.vlines(value, i - 0.35, i + 0.35, color=COLORS[algorithm], linewidth=2.5)
+            ax.use_sticky_edges = False
             ax.grid(alpha=0.3, axis="x")
         row[0].set(yticks=range(len(estimates)), yticklabels=list(estimates), ylabel=score)
     axes[0, 0].invert_yaxis()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from protocol import ALGORITHMS, REGIMES, TASKS, TASKS_OF, Run
 from report import write_report
-from runs import load, run_missing
+from runs import load, run_arguments, run_missing
 
 RESULTS = Path(__file__).parent / "results" / "learning.jsonl"
 
@@ -38,12 +38,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["run", "report"])
     parser.add_argument("--regimes", nargs="+", default=list(REGIMES), choices=REGIMES)
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS), choices=ALGORITHMS)
-    parser.add_argument("--seeds", nargs="+", default=list(range(5)), type=int)
-    parser.add_argument("--n-jobs", type=int, default=2, help="runs side by side; one with 256 environments takes 3 GB")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="the results file")
-    parser.add_argument("--total-timesteps", type=int, help="other than the protocol's, to try things out")
+    run_arguments(parser, RESULTS, TASKS, range(5))
     args = parser.parse_args()
     args.changes = {} if args.total_timesteps is None else {"total_timesteps": args.total_timesteps}
     return args

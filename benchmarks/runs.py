@@ -1,10 +1,11 @@
 """Many trainings: those that the results file lacks, side by side in processes of their own, each appended when finished."""
 
+import argparse
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,30 @@ from tqdm import tqdm
 Record = dict[str, Any]
 
 
-def run_missing(runs: Iterable[Run], results: Path, n_jobs: int) -> None:
+def run_arguments(parser: argparse.ArgumentParser, results: Path, tasks: Sequence[str], seeds: Sequence[int]) -> None:
+    """
+    What the benchmarks' command lines have in common.
+
+    :param parser: The command line
+    :param results: The committed results file
+    :param tasks: To choose from
+    :param seeds: Those that are run
+    """
+    parser.add_argument("--tasks", nargs="+", default=list(tasks), choices=tasks)
+    parser.add_argument("--seeds", nargs="+", default=list(seeds), type=int)
+    parser.add_argument("--n-jobs", type=int, default=2, help="runs side by side; one with 256 environments takes 3 GB")
+    parser.add_argument("--results", type=Path, default=results, help="the results file")
+    parser.add_argument("--total-timesteps", type=int, help="other than the protocol's, to try things out")
+
+
+def run_missing(runs: Iterable[Run], results: Path, n_jobs: int, script: str = "training.py") -> None:
     """
     Run what the results lack, in the order given. What fails or is killed leaves nothing, and is named.
 
     :param runs: The trainings
     :param results: The results file
     :param n_jobs: How many trainings side by side, each with one thread
+    :param script: What trains, a neighbour of this file
     """
     done = {key(record) for record in load(results)}
     missing = [run for run in runs if key(run._asdict()) not in done]
@@ -34,7 +52,7 @@ def run_missing(runs: Iterable[Run], results: Path, n_jobs: int) -> None:
             total=sum(steps), unit="M steps", bar_format="{l_bar}{bar}| {n:.0f}/{total:.0f} M steps, {remaining} left"
         ) as bar,
     ):
-        running = {pool.submit(run_in_process, run): (run, n) for run, n in zip(missing, steps, strict=True)}
+        running = {pool.submit(run_in_process, run, script): (run, n) for run, n in zip(missing, steps, strict=True)}
         try:
             for future in as_completed(running):
                 run, n = running[future]
@@ -54,15 +72,15 @@ def run_missing(runs: Iterable[Run], results: Path, n_jobs: int) -> None:
         sys.exit(f"{len(failed)} of {len(missing)} failed: " + "; ".join(map(name, failed)))
 
 
-def run_in_process(run: Run) -> Record:
+def run_in_process(run: Run, script: str) -> Record:
     """
     :param run: A training
+    :param script: What trains, a neighbour of this file
     :return: Its record
     :raises RuntimeError: When its process came to another end
     """
-    script = Path(__file__).with_name("training.py")
     process = subprocess.run(
-        [sys.executable, str(script), json.dumps(run._asdict())],
+        [sys.executable, str(Path(__file__).with_name(script)), json.dumps(run._asdict())],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -34,6 +34,8 @@ SERIES = {
     "ratio_variance_last_epoch": "train/ratio_variance_last_epoch",
     "var_coef": "train/var_coef",
     "explained_variance": "train/explained_variance",
+    "target_var": "train/target_var",
+    "signal": "train/signal",
 }
 
 

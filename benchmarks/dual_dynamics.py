@@ -1,0 +1,70 @@
+"""
+The dual variable, studied: its way from several starts, what each algorithm's knob does, where the ratio goes.
+
+    python benchmarks/dual_dynamics.py run       # appends each finished run to benchmarks/results/, resumable
+    python benchmarks/dual_dynamics.py report    # tables and pictures in docs/dual_dynamics.md
+
+The knobs are at the same time the search by which `protocol.ALGORITHMS` was set: the same grid for each, the same two tasks.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from dual_figures import write_report
+from protocol import Run
+from runs import load, run_arguments, run_missing
+
+RESULTS = Path(__file__).parent / "results" / "dual_dynamics.jsonl"
+#: The probe's records are of another kind
+PROBED = RESULTS.with_name("ratios.jsonl")
+TWO_TASKS = ("CheetahRun", "FingerSpin")
+REGIMES = ("small", "large")
+STARTS = ("auto_0.2", "auto_1.0", "auto_5.0", "auto_25.0")
+#: Each algorithm's own knob, five values over two orders of magnitude where it has them
+KNOBS: dict[str, tuple[str, tuple[float, ...]]] = {
+    "R2VPO": ("target_var", (0.003, 0.01, 0.03, 0.1, 0.3)),
+    "R2VPO fixed": ("var_coef", (0.1, 0.3, 1.0, 3.0, 10.0)),
+    "PPO 0.2": ("clip_range", (0.03, 0.1, 0.2, 0.3, 1.0)),
+    "SPO": ("clip_range", (0.03, 0.1, 0.2, 0.3, 1.0)),
+    "TRPO": ("target_kl", (0.001, 0.003, 0.01, 0.03, 0.1)),
+}
+LOOKED_AT = ("PPO 0.2", "R2VPO fixed", "R2VPO")
+#: What is run: algorithms and their changes
+VARIANTS: dict[str, list[tuple[str, dict[str, Any]]]] = {
+    "knobs": [(algorithm, {knob: value}) for algorithm, (knob, values) in KNOBS.items() for value in values],
+    "starts": [("R2VPO", {"var_coef": start}) for start in STARTS],
+    "ratios": [(algorithm, {}) for algorithm in LOOKED_AT],
+}
+
+
+def runs_of(args: argparse.Namespace, variants: list[tuple[str, dict[str, Any]]]) -> list[Run]:
+    """
+    :param args: What to choose
+    :param variants: Algorithms and their changes
+    :return: The runs, seeds outermost
+    """
+    changes = {} if args.total_timesteps is None else {"total_timesteps": args.total_timesteps}
+    return [
+        Run(task, regime, algorithm, seed, {**changes, **change})
+        for seed in args.seeds
+        for regime in args.regimes
+        for task in args.tasks
+        for algorithm, change in variants
+    ]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["run", "report"])
+    parser.add_argument("--sets", nargs="+", default=list(VARIANTS), choices=VARIANTS)
+    parser.add_argument("--regimes", nargs="+", default=list(REGIMES), choices=REGIMES)
+    run_arguments(parser, RESULTS, TWO_TASKS, range(1))
+    args = parser.parse_args()
+    probed = PROBED if args.results == RESULTS else args.results.with_suffix(".ratios.jsonl")
+    if args.command == "report":
+        write_report(load(args.results), load(probed), KNOBS)
+    else:
+        for name in args.sets:
+            results, script = (probed, "probe.py") if name == "ratios" else (args.results, "training.py")
+            run_missing(runs_of(args, VARIANTS[name]), results, args.n_jobs, script)

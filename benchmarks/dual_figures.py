@@ -187,8 +187,9 @@ def draw_knobs(records: list[Record], knobs: Knobs) -> None:
             for score, line in zip(SCORES, ("-", ":"), strict=True):
                 means = mean_by_value(at(records, place), algorithm, knobs[algorithm][0], score)
                 ax.plot(list(means), list(means.values()), line, marker="o", color=COLORS[algorithm], label=score)
-            ax.set(xscale="log", ylim=(0, None))
+            ax.set_xscale("log")
             ax.grid(alpha=0.3)
+        row[0].set_ylim(0, None)
     for ax, algorithm in zip(axes[0], present, strict=True):
         ax.set_title(f"{algorithm.removesuffix(' 0.2')}: {knobs[algorithm][0]}", fontsize="medium")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
@@ -297,11 +298,5 @@ def ratio_table(records: list[Record]) -> str:
         eager = kept[-1, -1]
         cells = [*far, furthest, "–" if np.isnan(eager) else f"{eager:.2f}", f"{samples[-1, -1]:.2%}"]
         rows.append((f"{record['regime']} {record['task']} {record['algorithm']} seed {record['seed']}", cells))
-    columns = [
-        "|log ρ| > ¼, first epoch",
-        "last epoch",
-        "|log ρ| ≳ 1",
-        "gradient kept at |Â| > 2, |log ρ| > 0.4",
-        "such samples",
-    ]
+    columns = ["log ρ beyond ±¼, first epoch", "last epoch", "beyond ±1", "gradient kept, farthest bin", "samples in it"]
     return table("run", columns, rows)

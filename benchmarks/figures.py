@@ -39,7 +39,7 @@ def draw_headline(comparisons: list[Comparison]) -> None:
     axes = figure.subplots(1, len(comparisons), squeeze=False, sharey=True)[0]
     for ax, comparison in zip(axes, comparisons, strict=True):
         draw_sample_efficiency(ax, comparison)
-    axes[0].set_ylabel("IQM of returns / 1000, training policy")
+    axes[0].set(ylabel="IQM of returns / 1000, training policy", ylim=(0, None))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(COLORS))
     save(figure, "learning")
 
@@ -54,7 +54,7 @@ def draw_sample_efficiency(ax: Axes, comparison: Comparison) -> None:
         ax.plot(steps, value, color=COLORS[algorithm], linestyle=LINES.get(algorithm, "-"), linewidth=2, label=algorithm)
         ax.fill_between(steps, low, high, color=COLORS[algorithm], alpha=0.15, linewidth=0)
     n_tasks = len(comparison.tasks)
-    ax.set(title=f"{LABELS[comparison.regime]}, {n_tasks} tasks", xlabel="million steps", xlim=(0, None), ylim=(0, None))
+    ax.set(title=f"{LABELS[comparison.regime]}, {n_tasks} tasks", xlabel="million steps", xlim=(0, None))
     ax.grid(alpha=0.3)
 
 

@@ -88,7 +88,8 @@ def run_in_process(run: Run, script: str) -> Record:
     if process.returncode != 0:
         last_words = process.stderr.strip().splitlines()[-1:]
         raise RuntimeError(f"exit status {process.returncode} {' '.join(last_words)}")
-    return json.loads(process.stdout)
+    # The simulators may have printed before
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def append(results: Path, record: Record) -> None:

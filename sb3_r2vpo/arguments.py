@@ -14,7 +14,22 @@ def is_number(value: Any) -> bool:
     :param value: Anything
     :return: Whether it is a finite real number (a bool is not)
     """
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        # An integer or a fraction beyond what a float can be
+        return False
+
+
+def python_number(value: Any) -> Any:
+    """
+    :param value: Anything
+    :return: If it is a number, the same as an int or a float: torch takes no fractions, no integers of more than 64 bits,
+        and not all of numpy's numbers
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) and abs(int(value)) < 2**63 else float(value)
 
 
 def check_number(name: str, value: Any, allowed: str, condition: Callable[[float], bool] = lambda x: True) -> None:
@@ -34,10 +49,12 @@ def check_integer(name: str, value: Any, minimum: int) -> None:
     :param name: Name of the argument
     :param value: The value given
     :param minimum: The smallest allowed value
-    :raises ValueError: When the value is no integer or smaller
+    :raises ValueError: When the value is no integer, smaller, or beyond 2^31
     """
     if not isinstance(value, Integral) or isinstance(value, bool) or value < minimum:
         raise ValueError(f"`{name}` is {value!r}: it must be an integer >= {minimum}")
+    if int(value) >= 2**31:
+        raise ValueError(f"`{name}` is {value!r}: it must be an integer < 2^31 = {2**31}")
 
 
 def check_schedule(name: str, value: Any, allowed: str, condition: Callable[[float], bool]) -> None:

@@ -32,7 +32,7 @@ class DualVariable(nn.Module):
         super().__init__()
         self.learned = learned
         self.dual_lr = dual_lr
-        self.bounds = bounds
+        self.bounds = (float(bounds[0]), float(bounds[1]))
         self.register_buffer("value", th.tensor(float(initial_value)))
 
     @th.no_grad()

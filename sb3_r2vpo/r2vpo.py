@@ -21,7 +21,15 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import explained_variance, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_r2vpo.arguments import as_schedule, check_bounds, check_integer, check_number, check_schedule, is_number
+from sb3_r2vpo.arguments import (
+    as_schedule,
+    check_bounds,
+    check_integer,
+    check_number,
+    check_schedule,
+    is_number,
+    python_number,
+)
 from sb3_r2vpo.dual import DualVariable, parse_auto
 from sb3_r2vpo.fast.acting import compiled_forward, is_compilable
 from sb3_r2vpo.fast.compiled import CompiledUpdater
@@ -223,6 +231,7 @@ class R2VPO(OnPolicyAlgorithm):
     def _setup_model(self) -> None:
         # Not in the constructor: `load` writes its arguments over the constructor's and then comes here
         self._check_arguments()
+        vars(self).update({name: python_number(value) for name, value in vars(self).items()})
         super()._setup_model()
         self._apply_arguments()
         use_fused_adam(self.policy.optimizer)
@@ -269,6 +278,7 @@ class R2VPO(OnPolicyAlgorithm):
         except ValueError:
             vars(self).update({name: before, "dual": dual})
             raise
+        vars(self)[name] = python_number(value)
         self._apply_arguments()
         if name != "var_coef":
             self.dual.load_state_dict(dual.state_dict())

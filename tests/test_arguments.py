@@ -1,3 +1,5 @@
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
@@ -17,6 +19,10 @@ BAD = [
     ("batch_size", 0),
     ("batch_size", 1),
     ("n_epochs", 0),
+    ("n_steps", 10**30),
+    ("batch_size", 10**30),
+    ("learning_rate", 10**400),
+    ("gamma", Fraction(10**400)),
     ("n_epochs", True),
     ("gamma", 1.1),
     ("gae_lambda", -0.1),
@@ -90,3 +96,37 @@ def test_a_truncated_minibatch_is_announced():
 )
 def test_what_is_allowed(kwargs):
     R2VPO("MlpPolicy", "CartPole-v1", **kwargs)
+
+
+@pytest.mark.parametrize("integer", [np.int64, np.uint8])
+@pytest.mark.parametrize("real", [np.float32, np.float64, Fraction])
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_numbers_of_other_types_train_like_pythons(integer, real, compile):
+    integers = dict(n_steps=64, batch_size=32, n_epochs=2, seed=1)
+    reals = dict(
+        learning_rate=0.25,
+        gamma=0.5,
+        gae_lambda=0.5,
+        ent_coef=0.25,
+        vf_coef=0.5,
+        max_grad_norm=0.5,
+        dual_lr=0.5,
+        target_var=0.5,
+    )
+    reals |= dict(clip_range_vf=0.25, target_kl=4.0)
+
+    def weights(integer, real):
+        kwargs = {name: integer(value) for name, value in integers.items()} | {
+            name: real(value) for name, value in reals.items()
+        }
+        model = R2VPO("MlpPolicy", "CartPole-v1", **kwargs, var_coef_bounds=(real(0.5), real(4.0)), compile=compile)
+        return model.learn(128).policy.parameters_to_vector()
+
+    np.testing.assert_array_equal(weights(integer, real), weights(int, float))
+
+
+def test_numbers_of_other_types_can_be_assigned():
+    model = R2VPO("MlpPolicy", "CartPole-v1", n_steps=64)
+    model.batch_size, model.learning_rate = np.int64(32), Fraction(1, 4)
+    model.learn(64)
+    assert type(model.batch_size) is int and model.lr_schedule(1.0) == 0.25

@@ -43,6 +43,10 @@ def r2vpo(monkeypatch, tmp_path):
         (["plot_train", "-e", "CartPole-v1"], "logs/r2vpo does not exist"),
         (["plot_from_file", "-i", "nope"], "nope.pkl does not exist"),
         (["all_plots"], "-e/--env is missing"),
+        (
+            ["all_plots", "-e", "CartPole-v1", "-a", "ppo"],
+            "`--algos` has ppo, but logs has no evaluation of it on CartPole-v1",
+        ),
         (["load_from_hub", "--env", "CartPole-v1"], "set the environment variable `TRUST_REMOTE_CODE`"),
     ],
 )

@@ -1,5 +1,6 @@
 """From functions of a policy's tensors to compiled code."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -41,7 +42,8 @@ def compile_function(function: Callable[..., Any], inputs: Sequence[th.Tensor]) 
     names = OPTIONS + CPU_OPTIONS if on_cpu else OPTIONS
     # Not every version has all of them
     options: dict[str, Any] = {name: True for name in names if name in th._inductor.list_options()}
-    program = th._inductor.compile(graph, list(inputs), options=options)
+    with without_warning_of_fallbacks():
+        program = th._inductor.compile(graph, list(inputs), options=options)
     # What fails at its first call fails here, where nothing is lost
     with th.random.fork_rng([x.device for x in inputs[:1] if x.is_cuda]):
         program(*(x.clone() for x in inputs))
@@ -77,3 +79,18 @@ def without_validation() -> Iterator[None]:
         yield
     finally:
         Distribution.set_default_validate_args(before)
+
+
+@contextmanager
+def without_warning_of_fallbacks() -> Iterator[None]:
+    """Drawing discrete actions is none of the operations that compiled code calls directly; a user can do nothing about it."""
+    logger = logging.getLogger("torch._inductor.ir")
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "missing a c-shim" not in str(record.msg)
+
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)

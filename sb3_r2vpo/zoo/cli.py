@@ -8,7 +8,7 @@ from collections.abc import Callable
 from sb3_r2vpo.zoo import ALGO, import_zoo, register, replace_in_zoo
 from sb3_r2vpo.zoo.arguments import python_values, require, take
 from sb3_r2vpo.zoo.errors import is_for_the_user, message_of, short_traceback
-from sb3_r2vpo.zoo.plots import check_runs, save_shown_figures
+from sb3_r2vpo.zoo.plots import check_evaluated, check_runs, save_shown_figures
 from sb3_r2vpo.zoo.screen import has_screen, render_without_screen
 
 #: Where `train` writes to and the other commands look, `-f` is another folder
@@ -59,6 +59,7 @@ def plot_train(arguments: list[str]) -> None:
 def all_plots(arguments: list[str]) -> None:
     """draw the evaluations of runs, by algorithm and environment, with a table (-o saves them)"""
     require(("-e", "--env"), arguments)
+    check_evaluated([*PLOTTED, *arguments])
     plot("all_plots", [*PLOTTED, *arguments])
 
 
@@ -99,11 +100,13 @@ def prepare(arguments: list[str]) -> None:
     from rl_zoo3.utils import StoreDict
 
     from sb3_r2vpo.zoo.envpool import register_env
+    from sb3_r2vpo.zoo.mujoco_warnings import take_over_warnings
     from sb3_r2vpo.zoo.trained_agents import get_model_path
 
     replace_in_zoo("StoreDict", python_values(StoreDict))
     replace_in_zoo("get_model_path", get_model_path)
     register_env(arguments)
+    take_over_warnings(take(("--env",), arguments)[0])
 
 
 def prepare_video(arguments: list[str]) -> None:

@@ -1,5 +1,7 @@
 """RL Zoo's plots as picture files."""
 
+import argparse
+import itertools
 import pickle
 import re
 import warnings
@@ -40,6 +42,24 @@ def save_shown_figures(command: str) -> None:
     setattr(plt, "show", save_and_show)  # noqa: B010
     # Empty legends are told of above
     warnings.filterwarnings("ignore", "No artists with labels found")
+
+
+def check_evaluated(arguments: list[str]) -> None:
+    """
+    :param arguments: Arguments of ``all_plots``
+    :raises ValueError: When one of the algorithms was never evaluated on one of the environments: it would get a zero
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for short, name in (("-a", "--algos"), ("-e", "--env"), ("-f", "--exp-folders")):
+        parser.add_argument(short, name, nargs="+", default=[])
+    given, _ = parser.parse_known_args(arguments)
+    for algo, env in itertools.product(given.algos, given.env):
+        # As `all_plots` looks for them
+        if not any(list(Path(folder, algo.lower()).glob(f"*{env}*/evaluations.npz")) for folder in given.exp_folders):
+            raise ValueError(
+                f"`--algos` has {algo}, but {' and '.join(given.exp_folders)} has no evaluation of it on {env}: "
+                f"leave it out, or train it (r2vpo train --algo {algo} --env {env})"
+            )
 
 
 def check_runs(saved_results: str) -> None:

@@ -118,9 +118,11 @@ class Watched:
 
     def __init__(self, update: Any, probe: Probe, rollout: Samples, n_minibatches: int) -> None:
         self.update, self.probe, self.rollout, self.n_minibatches = update, probe, rollout, n_minibatches
-        self.coefficients = update.coefficients
         self.plain = getattr(update, "plain", update)
         self.n_steps = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.update, name)
 
     def __call__(self, batch: Samples) -> th.Tensor:
         metrics = self.update(batch)

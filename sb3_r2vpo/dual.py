@@ -5,24 +5,29 @@ import math
 import torch as th
 from torch import nn
 
-#: Relative violations ``V/δ − 1`` of the constraint enter the ascent clipped to this range
-VIOLATION_RANGE = (-1.0, 5.0)
+#: ``V/δ`` enters the ascent clipped to this range
+VIOLATION_RANGE = (0.1, 10.0)
+#: δ for each unit of correlation between a step and the advantages that came after it
+SIGNAL_GAIN = 2.0
 
 
 class DualVariable(nn.Module):
     """
     λ ≥ 0, the price of ratio variance (paper: https://arxiv.org/abs/2605.26784).
 
-    A learned λ ascends on the violation of the constraint, in exponentiated form so that it stays positive and
-    a step means the same at every size of λ:
+    A learned λ ascends on the violation of the constraint after each rollout's gradient steps, in the logarithm, so that it
+    stays positive and a step means the same at every size of λ:
 
-        λ ← clip(λ · exp(dual_lr · clip(V/δ − 1, −1, 5)), λ_min, λ_max)
+        λ ← clip(λ · clip(V/δ, 0.1, 10)^dual_lr, λ_min, λ_max)
+
+    With V the variance where the gradient steps have ended. At a fixed λ that is about proportional to 1/λ²:
+    ``dual_lr=0.5`` is Newton's step, less is smoother.
 
     A fixed λ only changes by ``set``. The value is a buffer: it moves with the device and is part of the state dict.
 
     :param initial_value: λ at the start
     :param learned: Whether ``ascend`` moves λ
-    :param dual_lr: Step of the ascent, per gradient step
+    :param dual_lr: Step of the ascent, per rollout
     :param bounds: (λ_min, λ_max) of a learned λ
     """
 
@@ -35,20 +40,28 @@ class DualVariable(nn.Module):
         self.bounds = (float(bounds[0]), float(bounds[1]))
         self.register_buffer("value", th.tensor(float(initial_value)))
 
-    @th.no_grad()
-    def ascend(self, variance: th.Tensor, target_var: float | th.Tensor, accept: th.Tensor) -> None:
+    def ascend(self, variance: float, target_var: float) -> None:
         """
-        One step of dual ascent, entirely on the device; does nothing when λ is fixed.
+        One step of dual ascent; does nothing when λ is fixed.
 
-        :param variance: V of the minibatch, scalar tensor
+        :param variance: V at the end of a rollout's gradient steps
         :param target_var: The bound δ > 0 on V
-        :param accept: Scalar boolean tensor, False leaves λ as it is
         """
         if not self.learned:
             return
-        violation = (variance / target_var - 1.0).clamp(*VIOLATION_RANGE)
-        ascended = (self.value * th.exp(self.dual_lr * violation)).clamp(*self.bounds)
-        self.value.copy_(th.where(accept, ascended, self.value))
+        low, high = VIOLATION_RANGE
+        violation = min(max(variance / target_var, low), high)
+        self.set(self.value.item() * violation**self.dual_lr)
+        self.value.clamp_(*self.bounds)
+
+    @property
+    def at_bound(self) -> int:
+        """
+        :return: -1 where λ rests on its lower bound, so that V may stay below δ, 1 on the upper one, so that V may stay
+            above δ, else 0
+        """
+        low, high = self.bounds
+        return int(self.value >= high) - int(self.value <= low)
 
     @th.no_grad()
     def set(self, value: float) -> None:
@@ -58,9 +71,22 @@ class DualVariable(nn.Module):
         self.value.fill_(value)
 
 
-def parse_auto(var_coef: str, bounds: tuple[float, float], default: float = 2.0) -> float:
+def variance_worth_spending(correlation: float, low: float, high: float) -> float:
     """
-    The initial value of a learned λ: ``"auto"`` or ``"auto_2.0"``, as SAC's ``ent_coef``.
+    The bound δ for the next update. A constraint alone is spent to the full, on noise as on signal. So it is tight where
+    the last steps were noise, and widens with the share of them that was signal.
+
+    :param correlation: Of the last steps with the advantages that came after them, see `StepSignal`
+    :param low: δ where they were noise
+    :param high: The largest δ (``low`` where that is larger)
+    :return: δ
+    """
+    return max(min(SIGNAL_GAIN * correlation, high), low)
+
+
+def parse_auto(var_coef: str, bounds: tuple[float, float], default: float = 1.0) -> float:
+    """
+    The initial value of a learned λ: ``"auto"`` or ``"auto_1.0"``, as SAC's ``ent_coef``.
 
     :param var_coef: The argument as given
     :param bounds: (λ_min, λ_max), which must hold the initial value
@@ -79,7 +105,7 @@ def parse_auto(var_coef: str, bounds: tuple[float, float], default: float = 2.0)
     if prefix != "auto" or not math.isfinite(initial_value):
         raise ValueError(
             f"`var_coef` is {var_coef!r}: allowed are a float or a schedule (fixed coefficient), "
-            "'auto' or, with an initial value, 'auto_2.0' (learned coefficient)"
+            "'auto' or, with an initial value, 'auto_1.0' (learned coefficient)"
         )
     if not low <= initial_value <= high:
         raise ValueError(

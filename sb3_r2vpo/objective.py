@@ -54,12 +54,27 @@ def ratio_variance(ratio: th.Tensor) -> th.Tensor:
     return (ratio - 1.0).square().mean()
 
 
+def two_sided_variance(ratio: th.Tensor, log_ratio: th.Tensor) -> th.Tensor:
+    """
+    ``D = E_β[max((ρ − 1)², (log ρ)²)]``, which is ``(ρ − 1)²`` above one and ``(log ρ)²`` below.
+
+    V and D agree to second order, and ``D ≥ V``: what bounds D bounds V. Below one they differ in what they do to a
+    sample whose probability vanishes. The gradient of ``(ρ − 1)²`` vanishes with ρ, so that for ``Â < −2λ`` nothing keeps
+    the sample; that of ``(log ρ)²`` grows, and the sample rests where ``ρ Â = 2λ log ρ``.
+
+    :param ratio: ρ
+    :param log_ratio: ``log ρ``
+    :return: Scalar tensor
+    """
+    return th.where(ratio < 1.0, log_ratio, ratio - 1.0).square().mean()
+
+
 def lagrangian(surrogate: th.Tensor, variance: th.Tensor, var_coef: th.Tensor, target_var: float | th.Tensor) -> th.Tensor:
     """
     ``L(θ, λ) = E_β[ρ Â] − λ (V − δ)``, to be ascended in θ. No gradient flows into λ.
 
     :param surrogate: ``E_β[ρ Â]``, scalar tensor
-    :param variance: ``V``, scalar tensor
+    :param variance: ``V``, or ``D`` in its place, scalar tensor
     :param var_coef: The dual variable λ, scalar tensor
     :param target_var: The bound δ on V
     :return: Scalar tensor

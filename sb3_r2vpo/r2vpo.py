@@ -30,20 +30,25 @@ from sb3_r2vpo.arguments import (
     is_number,
     python_number,
 )
-from sb3_r2vpo.dual import DualVariable, parse_auto
+from sb3_r2vpo.dual import DualVariable, parse_auto, variance_worth_spending
 from sb3_r2vpo.fast.acting import compiled_forward, is_compilable
 from sb3_r2vpo.fast.compiled import CompiledUpdater
 from sb3_r2vpo.fast.guard import own_code
 from sb3_r2vpo.fast.programs import Programs
 from sb3_r2vpo.files import check_model_file, write_file
 from sb3_r2vpo.nonfinite import FiniteObservations, check_finite
-from sb3_r2vpo.rollouts import minibatch_source, yields_plain_minibatches
+from sb3_r2vpo.rollouts import Samples, minibatch_source, yields_plain_minibatches
+from sb3_r2vpo.signal import StepSignal
 from sb3_r2vpo.updater import Coefficients, Metrics, Updater, use_fused_adam
 
 SelfR2VPO = TypeVar("SelfR2VPO", bound="R2VPO")
 
 #: A `target_var` schedule that reaches zero or below is held here
 MIN_TARGET_VAR = 1e-8
+#: The last step's signal is measured in minibatches of so many samples, or of `batch_size` where that is more
+SIGNAL_BATCH_SIZE = 4096
+#: What λ is the price of: `objective.two_sided_variance` or the paper's `objective.ratio_variance`
+RATIO_PENALTIES = ("two_sided", "variance")
 #: Which algorithm is for policies that need these inputs to evaluate actions
 ALGORITHM_BY_INPUT = {"action_masks": "MaskableR2VPO", "lstm_states": "RecurrentR2VPO"}
 #: With `compile="auto"`: how many gradient steps earn back the time that compiling takes. Measured (benchmarks/speed.py):
@@ -84,14 +89,18 @@ class R2VPO(OnPolicyAlgorithm):
     :param var_coef: The dual variable λ, the coefficient of the ratio variance. A float or a function of the current
         progress remaining (from 1 to 0) fixes it (the paper's choice on robotics).
         ``"auto"`` learns it, ``"auto_5.0"`` learns it from that start. A sample rests at ``ρ = 1 + Â / (2 var_coef)``.
-    :param target_var: The bound δ on the ratio variance that a learned ``var_coef`` holds. It can be a function of
-        the current progress remaining, held at a small positive value where it reaches zero.
-        The V that feeds the dual ascent is that of each minibatch before its gradient step. It starts at zero in every
-        rollout, so its average over the rollout meets the target (``train/ratio_variance``)
-        and the final one lies above (``train/ratio_variance_last_epoch``).
-    :param dual_lr: Step of the dual ascent of a learned ``var_coef``, per gradient step:
-        ``λ ← λ · exp(dual_lr · clip(V/δ − 1, −1, 5))``
+    :param target_var: The bound δ on the ratio variance after a rollout's gradient steps, which a learned ``var_coef`` holds.
+        It can be a function of the current progress remaining, held at a small positive value where it reaches zero.
+    :param max_target_var: The same where fresh samples show that the last steps were signal and not noise: with c the
+        correlation of the last step's log-ratio with the advantages of the next rollout (``train/signal``), the bound
+        is ``2c``, but no less than ``target_var`` and no more than this (``train/target_var``)
+    :param dual_lr: Step of the dual ascent of a learned ``var_coef``, per rollout: ``λ ← λ · clip(V/δ, 0.1, 10)^dual_lr``,
+        with V that of the last epoch. 0.5 is Newton's step, less is smoother.
     :param var_coef_bounds: Smallest and largest value of a learned ``var_coef``. They do not bind a fixed one.
+        ``train/var_coef_at_bound`` tells when it rests on the smallest (-1) or largest (1).
+    :param ratio_penalty: What ``var_coef`` is the price of and ``target_var`` bounds. ``"variance"`` is the paper's
+        ``V = E[(ρ − 1)²]``. ``"two_sided"`` has ``(log ρ)²`` in its place where ρ < 1, which agrees with it for small steps,
+        bounds it, and does not let go of samples whose probability vanishes: the entropy stays.
     :param clip_range_vf: Clipping parameter for the value function,
         it can be a function of the current progress remaining (from 1 to 0).
         If None is passed (default), no clipping will be done on the value function.
@@ -149,6 +158,7 @@ class R2VPO(OnPolicyAlgorithm):
     #: What its policies need to evaluate actions besides the observations
     policy_input: ClassVar[str | None] = None
     dual: DualVariable
+    signal: StepSignal
 
     def __init__(
         self,
@@ -161,10 +171,12 @@ class R2VPO(OnPolicyAlgorithm):
         gamma: float = 0.99,
         gae_lambda: float = 0.95,
         *,
-        var_coef: float | str | Schedule = "auto_2.0",
-        target_var: float | Schedule = 0.02,
-        dual_lr: float = 0.02,
-        var_coef_bounds: tuple[float, float] = (2.0, 100.0),
+        var_coef: float | str | Schedule = "auto_1.0",
+        target_var: float | Schedule = 0.03,
+        max_target_var: float = 0.12,
+        dual_lr: float = 0.5,
+        var_coef_bounds: tuple[float, float] = (0.05, 100.0),
+        ratio_penalty: str = "two_sided",
         clip_range_vf: float | Schedule | None = None,
         normalize_advantage: bool = True,
         ent_coef: float = 0.0,
@@ -215,8 +227,10 @@ class R2VPO(OnPolicyAlgorithm):
         self.n_epochs = n_epochs
         self.var_coef = var_coef
         self.target_var = target_var
+        self.max_target_var = max_target_var
         self.dual_lr = dual_lr
         self.var_coef_bounds = var_coef_bounds
+        self.ratio_penalty = ratio_penalty
         self.clip_range_vf = clip_range_vf
         self.normalize_advantage = normalize_advantage
         self.target_kl = target_kl
@@ -233,6 +247,7 @@ class R2VPO(OnPolicyAlgorithm):
         self._check_arguments()
         vars(self).update({name: python_number(value) for name, value in vars(self).items()})
         super()._setup_model()
+        self.signal = StepSignal(self.policy)
         self._apply_arguments()
         use_fused_adam(self.policy.optimizer)
 
@@ -314,6 +329,11 @@ class R2VPO(OnPolicyAlgorithm):
         else:
             check_schedule("var_coef", self.var_coef, "a number >= 0, 'auto' or 'auto_<initial value>'", not_negative)
         check_schedule("target_var", self.target_var, "a number > 0", positive)
+        if self.ratio_penalty not in RATIO_PENALTIES:
+            raise ValueError(
+                f"`ratio_penalty` is {self.ratio_penalty!r}: allowed are {' and '.join(map(repr, RATIO_PENALTIES))}"
+            )
+        check_number("max_target_var", self.max_target_var, "a number > 0", positive)
         check_number("dual_lr", self.dual_lr, "a number > 0", positive)
         if self.clip_range_vf is not None:
             check_schedule("clip_range_vf", self.clip_range_vf, "None (no clipping) or a number > 0", positive)
@@ -413,9 +433,10 @@ class R2VPO(OnPolicyAlgorithm):
         self._update_learning_rate(self.policy.optimizer)
         if not self.dual.learned:
             self.dual.set(self._value_now("var_coef", self.var_coef))
-        update = self._make_updater()
         # The rollout goes to the device once, the metrics stay there until all epochs are done
         minibatches = minibatch_source(self.rollout_buffer)
+        target_var = self._target_var_now(minibatches)
+        update = self._make_updater(target_var)
         metrics: list[list[th.Tensor]] = []
 
         continue_training = True
@@ -440,13 +461,28 @@ class R2VPO(OnPolicyAlgorithm):
                 break
 
         update.finish()
-        self._log_update(metrics, update.coefficients)
+        every, last_epoch = self._read_back(metrics)
+        self.dual.ascend(float(np.mean(last_epoch.ratio_penalty)), target_var)
+        self._log_update(every, last_epoch, update.coefficients)
 
-    def _make_updater(self) -> Updater | CompiledUpdater:
+    def _target_var_now(self, minibatches: Callable[[int], Iterable[Samples]]) -> float:
         """
+        :param minibatches: From the minibatch size to the samples of this rollout
+        :return: The bound on the ratio variance for this rollout. Where λ is learned, the last step's signal decides
+        """
+        target_var = max(self._value_now("target_var", self.target_var), MIN_TARGET_VAR)
+        if not self.dual.learned:
+            return target_var
+        correlation = self.signal.observe(self.policy, minibatches(max(self.batch_size, SIGNAL_BATCH_SIZE)))
+        self.logger.record("train/signal", correlation)
+        return variance_worth_spending(correlation, target_var, self.max_target_var)
+
+    def _make_updater(self, target_var: float) -> Updater | CompiledUpdater:
+        """
+        :param target_var: The bound on the ratio variance for this rollout
         :return: What takes the gradient steps of this rollout
         """
-        updater = self.updater_class(self.policy, self.dual, self._current_coefficients())
+        updater = self.updater_class(self.policy, self.dual, self._current_coefficients(target_var))
         if self._compile_step():
             disturbed = not yields_plain_minibatches(self.rollout_buffer)
             return CompiledUpdater(updater, self._programs, any_code=self.compile is True, disturbed=disturbed)
@@ -473,15 +509,17 @@ class R2VPO(OnPolicyAlgorithm):
             print(f"`{own}` is code of your own, which runs as it is: `compile=True` compiles it too")
         return own is None
 
-    def _current_coefficients(self) -> Coefficients:
+    def _current_coefficients(self, target_var: float) -> Coefficients:
         """
+        :param target_var: The bound on the ratio variance for this rollout
         :return: What the gradient steps of this rollout have in common
         """
         return Coefficients(
-            target_var=max(self._value_now("target_var", self.target_var), MIN_TARGET_VAR),
+            target_var=target_var,
             ent_coef=self.ent_coef,
             vf_coef=self.vf_coef,
             max_grad_norm=self.max_grad_norm,
+            two_sided=self.ratio_penalty == "two_sided",
             normalize_advantage=self.normalize_advantage,
             clip_range_vf=None if self.clip_range_vf is None else self._value_now("clip_range_vf", self.clip_range_vf),
             max_kl=float("inf") if self.target_kl is None else 1.5 * self.target_kl,
@@ -521,18 +559,24 @@ class R2VPO(OnPolicyAlgorithm):
         for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
             update_learning_rate(optimizer, learning_rate)
 
-    def _log_update(self, metrics: list[list[th.Tensor]], coefficients: Coefficients) -> None:
+    def _read_back(self, metrics: list[list[th.Tensor]]) -> tuple[Metrics, Metrics]:
         """
-        Read the metrics back from the device, once, and log them.
+        Read the metrics back from the device, once.
 
         :param metrics: The metrics of each gradient step, by epoch
-        :param coefficients: What the gradient steps had in common
+        :return: The metrics of all gradient steps and those of the last epoch, as arrays
         :raises NonFiniteUpdateError: When a minibatch had to be skipped
         """
         steps = th.stack([step for epoch in metrics for step in epoch]).cpu().numpy()
         check_finite(steps, self.rollout_buffer, self.num_timesteps)
-        every = Metrics(*steps.T)
-        last_epoch = Metrics(*steps[-len(metrics[-1]) :].T)
+        return Metrics(*steps.T), Metrics(*steps[-len(metrics[-1]) :].T)
+
+    def _log_update(self, every: Metrics, last_epoch: Metrics, coefficients: Coefficients) -> None:
+        """
+        :param every: The metrics of all gradient steps
+        :param last_epoch: Those of the last epoch
+        :param coefficients: What the gradient steps had in common
+        """
         explained_var = explained_variance(self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten())
 
         self.logger.record("train/entropy_loss", np.mean(every.entropy_loss))
@@ -542,7 +586,11 @@ class R2VPO(OnPolicyAlgorithm):
         self.logger.record("train/ratio_variance", np.mean(every.ratio_variance))
         self.logger.record("train/ratio_variance_last_epoch", np.mean(last_epoch.ratio_variance))
         self.logger.record("train/ratio_max", np.max(every.ratio_max))
+        self.logger.record("train/ratio_penalty_last_epoch", np.mean(last_epoch.ratio_penalty))
         self.logger.record("train/var_coef", self.dual.value.item())
+        if self.dual.learned:
+            self.logger.record("train/var_coef_at_bound", self.dual.at_bound)
+            self.logger.record("train/target_var", coefficients.target_var)
         self.logger.record("train/loss", every.loss[-1])
         self.logger.record("train/explained_variance", explained_var)
         if hasattr(self.policy, "log_std"):
@@ -575,7 +623,7 @@ class R2VPO(OnPolicyAlgorithm):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()
-        return [*state_dicts, "dual"], variables
+        return [*state_dicts, "dual", "signal"], variables
 
     def save(
         self,
@@ -633,6 +681,8 @@ class R2VPO(OnPolicyAlgorithm):
             raise
         finally:
             use_fused_adam(self.policy.optimizer)
+        if "signal" not in load_path_or_dict:
+            self.signal.remember(self.policy)
 
     @classmethod
     def load(

@@ -22,6 +22,7 @@ class Coefficients(NamedTuple):
     scalar tensors, so that it serves for all their values.
 
     :param target_var: The bound δ on the ratio variance
+    :param two_sided: Whether ``two_sided_variance`` takes the place of ``ratio_variance``
     :param ent_coef: Weight of the entropy loss
     :param vf_coef: Weight of the value loss
     :param max_grad_norm: Global gradient norm above which the gradient is scaled down
@@ -34,6 +35,7 @@ class Coefficients(NamedTuple):
     ent_coef: float | th.Tensor
     vf_coef: float | th.Tensor
     max_grad_norm: float | th.Tensor
+    two_sided: bool = True
     normalize_advantage: bool = True
     clip_range_vf: float | th.Tensor | None = None
     max_kl: float | th.Tensor = math.inf
@@ -49,15 +51,16 @@ class Metrics(NamedTuple):
     gradient_norm: th.Tensor
     approx_kl: th.Tensor
     ratio_variance: th.Tensor
+    ratio_penalty: th.Tensor
     ratio_max: th.Tensor
 
 
 class Updater:
     """
-    Ascends the Lagrangian in the policy's weights and in λ, one minibatch at a call.
+    Ascends the Lagrangian in the policy's weights, one minibatch at a call.
 
     Decides on the device whether to take the step: a minibatch with a non-finite loss or gradient, or with too
-    large a KL divergence, changes neither weights nor optimizer state nor λ. Its metrics tell.
+    large a KL divergence, changes neither weights nor optimizer state. Its metrics tell.
 
     :param policy: The policy, with its optimizer
     :param dual: The dual variable λ
@@ -87,8 +90,8 @@ class Updater:
 
     def backward(self, batch: Samples) -> tuple[th.Tensor, th.Tensor]:
         """
-        All of the step but the optimizer's part: leaves the clipped gradient in the parameters' ``grad``
-        and steps λ. `CompiledUpdater` compiles this.
+        All of the step but the optimizer's part: leaves the clipped gradient in the parameters' ``grad``.
+        `CompiledUpdater` compiles this.
 
         :param batch: A minibatch
         :return: Whether the optimizer is to take the step, scalar boolean tensor, and the metrics as one tensor
@@ -98,7 +101,6 @@ class Updater:
         loss.backward()
         gradient_norm = clip_gradient(self.policy, c.max_grad_norm)
         accept = th.isfinite(loss.detach()) & th.isfinite(gradient_norm) & (metrics.approx_kl <= c.max_kl)
-        self.dual.ascend(metrics.ratio_variance, c.target_var, accept)
         return accept, th.stack(metrics._replace(gradient_norm=gradient_norm))
 
     def evaluate(self, batch: Samples) -> tuple[th.Tensor, Metrics]:
@@ -115,7 +117,8 @@ class Updater:
         ratio = objective.policy_ratio(log_ratio)
         surrogate = self.surrogate(ratio, advantages)
         variance = objective.ratio_variance(ratio)
-        lagrangian = objective.lagrangian(surrogate, variance, self.dual.value, c.target_var)
+        penalty = objective.two_sided_variance(ratio, log_ratio) if c.two_sided else variance
+        lagrangian = objective.lagrangian(surrogate, penalty, self.dual.value, c.target_var)
 
         value_loss = objective.value_loss(values.flatten(), batch.old_values, batch.returns, c.clip_range_vf)
         entropy_loss = objective.entropy_loss(entropy, log_prob)
@@ -129,6 +132,7 @@ class Updater:
             gradient_norm=th.zeros_like(loss),
             approx_kl=objective.approx_kl(log_ratio, ratio),
             ratio_variance=variance,
+            ratio_penalty=penalty,
             ratio_max=ratio.max(),
         )
         return loss, Metrics(*(metric.detach() for metric in metrics))

@@ -2,13 +2,12 @@ import pytest
 import torch as th
 
 from sb3_r2vpo import objective
-from sb3_r2vpo.dual import DualVariable, parse_auto
-
-YES, NO = th.tensor(True), th.tensor(False)
+from sb3_r2vpo.dual import DualVariable, parse_auto, variance_worth_spending
 
 
+@pytest.mark.parametrize("dual_lr", [0.1, 0.5])
 @pytest.mark.parametrize("start", [0.05, 50.0])
-def test_converges_to_the_known_multiplier_from_both_sides(start):
+def test_converges_to_the_known_multiplier_from_both_sides(start, dual_lr):
     """
     One state, four actions, E_β[Â] = 0: at fixed λ the optimum is ρ* = 1 + Â/(2λ) with V = E[Â²]/(4λ²),
     so V = δ at λ* = √(E[Â²]/(4δ)).
@@ -18,63 +17,75 @@ def test_converges_to_the_known_multiplier_from_both_sides(start):
     target_var = 0.05
     expected = ((beta * advantages.square()).sum() / (4 * target_var)).sqrt().item()
 
-    dual = DualVariable(start, learned=True, dual_lr=0.02, bounds=(0.01, 100.0)).double()
-    logits = beta.log().requires_grad_()
-    optimizer = th.optim.Adam([logits], lr=0.02)
-    for _ in range(3000):
-        ratio = objective.policy_ratio(th.log_softmax(logits, 0) - beta.log())
-        variance = objective.ratio_variance(ratio)
-        loss = -objective.lagrangian(objective.surrogate(ratio, advantages), variance, dual.value, target_var)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        dual.ascend(variance, target_var, YES)
-    assert dual.value.item() == pytest.approx(expected, rel=0.01)
-    assert variance.item() == pytest.approx(target_var, rel=0.01)
-
-
-@pytest.mark.parametrize("variance, bound", [(1e6, 8.0), (0.0, 2.0)])
-def test_stays_inside_its_bounds(variance, bound):
-    dual = DualVariable(4.0, learned=True, dual_lr=0.1, bounds=(2.0, 8.0))
+    dual = DualVariable(start, learned=True, dual_lr=dual_lr, bounds=(0.01, 100.0)).double()
     for _ in range(100):
-        dual.ascend(th.tensor(variance), 0.02, YES)
-        assert 2.0 <= dual.value.item() <= 8.0
-    assert dual.value.item() == bound
+        logits = beta.log().requires_grad_()
+        optimizer = th.optim.LBFGS([logits], max_iter=50, line_search_fn="strong_wolfe")
+
+        def evaluate(logits=logits, optimizer=optimizer):
+            ratio = objective.policy_ratio(th.log_softmax(logits, 0) - beta.log())
+            variance = objective.ratio_variance(ratio)
+            loss = -objective.lagrangian(objective.surrogate(ratio, advantages), variance, dual.value, target_var)
+            optimizer.zero_grad()
+            loss.backward()
+            evaluate.variance = variance.item()
+            return loss
+
+        optimizer.step(evaluate)
+        evaluate()
+        dual.ascend(evaluate.variance, target_var)
+    assert dual.value.item() == pytest.approx(expected, rel=0.01)
+    assert evaluate.variance == pytest.approx(target_var, rel=0.01)
+
+
+@pytest.mark.parametrize("variance, bound, side", [(1e6, 8.0, 1), (0.0, 0.05, -1)])
+def test_stays_inside_its_bounds_and_says_so(variance, bound, side):
+    dual = DualVariable(4.0, learned=True, dual_lr=0.1, bounds=(0.05, 8.0))
+    assert dual.at_bound == 0
+    for _ in range(100):
+        dual.ascend(variance, 0.02)
+        assert th.tensor(0.05) <= dual.value <= 8.0
+    assert dual.value == th.tensor(bound)
+    assert dual.at_bound == side
 
 
 def test_one_step_of_ascent():
-    dual = DualVariable(4.0, learned=True, dual_lr=0.1, bounds=(0.1, 100.0))
-    dual.ascend(th.tensor(0.03), 0.02, YES)
-    assert dual.value.item() == pytest.approx(4.0 * th.exp(th.tensor(0.1 * 0.5)).item())
+    dual = DualVariable(4.0, learned=True, dual_lr=0.5, bounds=(0.1, 100.0))
+    dual.ascend(0.08, 0.02)
+    # V falls with the square of λ
+    assert dual.value.item() == pytest.approx(4.0 * 2.0)
 
 
 def test_the_step_of_an_outlier_is_limited():
-    dual = DualVariable(4.0, learned=True, dual_lr=0.1, bounds=(0.1, 100.0))
-    dual.ascend(th.tensor(1e9), 0.02, YES)
-    assert dual.value.item() == pytest.approx(4.0 * th.exp(th.tensor(0.5)).item())
+    dual = DualVariable(4.0, learned=True, dual_lr=0.5, bounds=(0.1, 100.0))
+    dual.ascend(1e9, 0.02)
+    assert dual.value.item() == pytest.approx(4.0 * 10**0.5)
 
 
-def test_does_not_move_when_not_accepted_or_fixed():
-    dual = DualVariable(4.0, learned=True, dual_lr=0.1, bounds=(0.1, 100.0))
-    dual.ascend(th.tensor(float("nan")), 0.02, NO)
-    assert dual.value == 4.0
+def test_does_not_move_when_fixed():
     fixed = DualVariable(4.0, learned=False, dual_lr=0.1, bounds=(0.1, 100.0))
-    fixed.ascend(th.tensor(1.0), 0.02, YES)
+    fixed.ascend(1.0, 0.02)
     assert fixed.value == 4.0
     fixed.set(0.0)
     assert fixed.value == 0.0
 
 
+@pytest.mark.parametrize("correlation, expected", [(-0.5, 0.02), (0.0, 0.02), (0.02, 0.04), (0.9, 0.1)])
+def test_variance_is_spent_where_there_is_signal(correlation, expected):
+    assert variance_worth_spending(correlation, 0.02, 0.1) == pytest.approx(expected)
+    assert variance_worth_spending(correlation, 0.3, 0.1) == 0.3
+
+
 def test_auto_and_its_initial_value():
-    assert parse_auto("auto", (1.0, 100.0)) == 2.0
+    assert parse_auto("auto", (0.1, 100.0)) == 1.0
     assert parse_auto("auto", (5.0, 100.0)) == 5.0
-    assert parse_auto("auto", (0.1, 1.0)) == 1.0
+    assert parse_auto("auto", (0.1, 0.5)) == 0.5
     assert parse_auto("auto_7.5", (1.0, 100.0)) == 7.5
 
 
 @pytest.mark.parametrize("var_coef", ["autoo", "auto_", "auto_x", "fixed_2.0", "", "2.0", "auto_nan", "auto_inf"])
 def test_what_is_not_auto(var_coef):
-    with pytest.raises(ValueError, match=f"`var_coef` is '{var_coef}'.*'auto_2.0'"):
+    with pytest.raises(ValueError, match=f"`var_coef` is '{var_coef}'.*'auto_1.0'"):
         parse_auto(var_coef, (1.0, 100.0))
 
 

@@ -154,7 +154,7 @@ def test_outliers_that_would_overflow_are_pulled_back():
     samples = next(minibatch_source(model.rollout_buffer)(256))
     outliers = th.arange(256) < 4
     samples = samples._replace(old_log_prob=samples.old_log_prob - 60.0 * outliers)
-    update = Updater(model.policy, model.dual, model._current_coefficients())
+    update = Updater(model.policy, model.dual, model._current_coefficients(target_var=0.02))
     first = Metrics(*update(samples))
     for _ in range(50):
         last = Metrics(*update(samples))
@@ -169,6 +169,7 @@ def test_a_run_driven_to_huge_ratios_stays_finite_and_comes_back():
         n_steps=256,
         learning_rate=0.01,
         target_var=50.0,
+        ratio_penalty="variance",
         var_coef="auto_0.001",
         var_coef_bounds=(1e-3, 100.0),
         vf_coef=1e-3,

@@ -26,9 +26,10 @@ def policy_gradient(policy: ActorCriticPolicy, batch: RolloutBufferSamples, weig
     return total
 
 
+@pytest.mark.parametrize("two_sided", [False, True])
 @pytest.mark.parametrize("var_coef", [0.0, 0.7, 5.0])
-def test_gradient_of_the_loss(var_coef):
-    """∇L = E[ρ (Â − 2λ(ρ − 1)) ∇log π]"""
+def test_gradient_of_the_loss(var_coef, two_sided):
+    """∇L = E[ρ (Â − 2λ(ρ − 1)) ∇log π], and E[(ρÂ − 2λ log ρ) ∇log π] where a two-sided penalty meets ρ < 1"""
     th.manual_seed(0)
     n, obs_dim, action_dim = 32, 3, 2
     box = spaces.Box(-1, 1, (action_dim,))
@@ -39,13 +40,18 @@ def test_gradient_of_the_loss(var_coef):
     advantages, zeros = th.randn(n), th.zeros(n)
     batch = RolloutBufferSamples(obs, actions, zeros, old_log_prob, advantages, zeros)
 
-    coefficients = Coefficients(target_var=0.02, ent_coef=0.0, vf_coef=0.0, max_grad_norm=1.0, normalize_advantage=False)
+    coefficients = Coefficients(
+        target_var=0.02, ent_coef=0.0, vf_coef=0.0, max_grad_norm=1.0, two_sided=two_sided, normalize_advantage=False
+    )
     dual = DualVariable(var_coef, learned=False, dual_lr=0.02, bounds=(1.0, 10.0))
     loss, _ = Updater(policy, dual, coefficients).evaluate(batch)
     loss.backward()
 
     ratio = th.exp(log_prob - old_log_prob)
-    by_hand = policy_gradient(policy, batch, ratio * (advantages - 2 * var_coef * (ratio - 1)))
+    brake = ratio * (ratio - 1)
+    if two_sided:
+        brake = th.where(ratio < 1, ratio.log(), brake)
+    by_hand = policy_gradient(policy, batch, ratio * advantages - 2 * var_coef * brake)
     for parameter, expected in zip(policy.parameters(), by_hand, strict=True):
         gradient = th.zeros_like(parameter) if parameter.grad is None else parameter.grad
         th.testing.assert_close(-gradient, expected, rtol=1e-4, atol=1e-6)
@@ -59,6 +65,36 @@ def test_a_sample_rests_where_its_effective_advantage_is_zero():
         objective.surrogate(ratio, advantages), objective.ratio_variance(ratio), var_coef, target_var=0.1
     ).backward()
     th.testing.assert_close(log_ratio.grad, th.zeros(3), rtol=0, atol=1e-6)
+
+
+def test_the_two_sided_variance_bounds_the_variance_and_agrees_with_it_for_small_steps():
+    log_ratio = 3 * th.randn(1000, generator=th.Generator().manual_seed(0), dtype=th.double)
+
+    def variances(log_ratio: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        ratio = objective.policy_ratio(log_ratio)
+        return objective.two_sided_variance(ratio, log_ratio), objective.ratio_variance(ratio)
+
+    for sample in log_ratio:
+        two_sided, variance = variances(sample[None])
+        assert two_sided >= variance
+    two_sided, variance = variances(1e-4 * log_ratio)
+    assert two_sided.item() == pytest.approx(variance.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("two_sided, kept", [(False, False), (True, True)])
+def test_only_the_two_sided_variance_keeps_a_bad_sample(two_sided, kept):
+    """Gradient ascent of ρÂ − λ·penalty in log ρ, with Â < −2λ: the paper's penalty lets the probability vanish."""
+    advantage, var_coef = th.tensor([-3.0]), 0.5
+    log_ratio = th.zeros(1, requires_grad=True)
+    for _ in range(2000):
+        ratio = objective.policy_ratio(log_ratio)
+        penalty = objective.two_sided_variance(ratio, log_ratio) if two_sided else objective.ratio_variance(ratio)
+        (gradient,) = th.autograd.grad(objective.surrogate(ratio, advantage) - var_coef * penalty, log_ratio)
+        log_ratio = (log_ratio + 0.1 * gradient).detach().requires_grad_()
+    assert (log_ratio.exp() > 0.05) == kept
+    if kept:
+        # It rests where ρ Â = 2λ log ρ
+        assert (log_ratio.exp() * advantage).item() == pytest.approx((2 * var_coef * log_ratio).item(), abs=1e-4)
 
 
 def test_no_gradient_flows_into_the_dual_variable():

@@ -74,26 +74,59 @@ def test_a_scheduled_coefficient_follows_and_is_floored_at_zero():
 
 
 def test_a_scheduled_target_is_floored_above_zero():
-    values, model = logged_during(["train/var_coef"], 3, target_var=lambda progress: 0.02 * progress, dual_lr=0.1)
+    schedule = dict(target_var=lambda progress: 0.02 * progress, max_target_var=1e-9)
+    values, model = logged_during(["train/target_var", "train/var_coef"], 3, **schedule)
     assert model._current_progress_remaining == 0
-    assert model._current_coefficients().target_var > 0
     # Nothing is allowed any more, so the price rises
-    assert np.isfinite(values).all() and values[-1] > values[-2]
+    assert 0 < values[-1, 0] < 1e-6
+    assert np.isfinite(values).all() and values[-1, 1] > values[-2, 1]
 
 
-def test_a_learned_coefficient_holds_the_average_variance_at_the_target():
+@pytest.mark.parametrize("ratio_penalty, logged", [("variance", "ratio_variance"), ("two_sided", "ratio_penalty")])
+def test_a_learned_coefficient_holds_the_last_variance_at_the_target(ratio_penalty, logged):
     values, _ = logged_during(
-        ["train/ratio_variance"],
+        [f"train/{logged}_last_epoch"],
         25,
         env=VecNormalize(make_vec_env("Pendulum-v1", n_envs=8, seed=0)),
         n_epochs=10,
         gamma=0.9,
         learning_rate=1e-3,
         target_var=0.03,
-        dual_lr=0.05,
+        max_target_var=0.03,
+        ratio_penalty=ratio_penalty,
         var_coef_bounds=(1e-3, 1e3),
     )
-    assert values[10:].mean() == pytest.approx(0.03, rel=0.1)
+    # The ascent is in the logarithm, so it is the geometric mean
+    assert np.exp(np.log(values[5:]).mean()) == pytest.approx(0.03, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(target_var=0.06),
+        dict(max_target_var=0.06),
+        dict(dual_lr=0.25),
+        dict(var_coef="auto_0.5"),
+        dict(var_coef_bounds=(0.9, 100.0)),
+        dict(ratio_penalty="variance"),
+    ],
+    ids=str,
+)
+def test_every_argument_of_the_constraint_changes_what_is_learned(change):
+    def trained(**kwargs):
+        env = make_vec_env("Pendulum-v1", n_envs=4, seed=0)
+        model = R2VPO("MlpPolicy", env, n_steps=64, n_epochs=10, learning_rate=1e-2, seed=0, device="cpu", **kwargs)
+        return model.learn(64 * 4 * 12).policy.parameters_to_vector()
+
+    assert np.abs(trained() - trained(**change)).max() > 1e-3
+
+
+def test_a_coefficient_at_its_bound_says_so():
+    keys = ["train/var_coef_at_bound", "train/var_coef"]
+    low, _ = logged_during(keys, 8, learning_rate=0.0)
+    assert low[-1].tolist() == [-1, pytest.approx(0.05)]
+    high, _ = logged_during(keys, 8, learning_rate=1e-2, target_var=1e-6, max_target_var=1e-6, var_coef_bounds=(1.0, 1.5))
+    assert high[-1].tolist() == [1, 1.5]
 
 
 @pytest.mark.parametrize("name", ["target_var", "var_coef", "learning_rate", "clip_range_vf"])

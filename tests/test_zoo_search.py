@@ -100,8 +100,8 @@ def test_hyperparameters_of_a_learned_coefficient_only_exist_where_it_is_learned
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for _ in range(10):
         arguments = sample_r2vpo_params(study.ask(), 1, 1, {})
-        learned = {"target_var", "dual_lr", "var_coef_bounds"} & set(arguments)
-        assert len(learned) == (3 if arguments["var_coef"] == "auto" else 0)
+        learned = {"target_var", "max_target_var"} & set(arguments)
+        assert len(learned) == (2 if arguments["var_coef"] == "auto" else 0)
 
 
 def test_tpe_samples_conditional_hyperparameters_jointly(tmp_path, monkeypatch):

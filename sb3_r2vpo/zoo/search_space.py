@@ -8,9 +8,6 @@ from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER, 
 
 from sb3_r2vpo.zoo import ALGO
 
-#: A learned λ may rise this far in every trial: what matters is how far it may fall
-MAX_VAR_COEF = 100.0
-
 
 def register_search_space() -> None:
     """Put R2VPO into RL Zoo's tables."""
@@ -44,11 +41,10 @@ def sample_r2vpo_params(trial: optuna.Trial, n_actions: int, n_envs: int, additi
     trial.suggest_categorical("activation_fn", ["tanh", "relu"])
 
     if trial.suggest_categorical("var_coef_mode", ["fixed", "learned"]) == "fixed":
-        trial.suggest_float("var_coef", 0.5, 20.0, log=True)
+        trial.suggest_float("var_coef", 0.1, 10.0, log=True)
     else:
-        trial.suggest_float("min_var_coef", 0.1, 10.0, log=True)
         trial.suggest_float("target_var", 0.005, 0.1, log=True)
-        trial.suggest_float("dual_lr", 0.005, 0.1, log=True)
+        trial.suggest_float("max_target_var", 0.02, 0.5, log=True)
 
     arguments = convert_r2vpo_params(trial.params)
     # Display true values
@@ -68,7 +64,5 @@ def convert_r2vpo_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     # Minibatches of equal size, which the rollout can fill
     hyperparams["batch_size"] = math.gcd(hyperparams["batch_size"], hyperparams["n_steps"] * hyperparams["n_envs"])
     if hyperparams.pop("var_coef_mode") == "learned":
-        # "auto" starts at 2, or where the bounds begin
         hyperparams["var_coef"] = "auto"
-        hyperparams["var_coef_bounds"] = (hyperparams.pop("min_var_coef"), MAX_VAR_COEF)
     return hyperparams

@@ -51,8 +51,8 @@ def test_the_dual_variable_goes_on_without_reset():
     model = trained()
     value = model.dual.value.item()
     model.learn(128, reset_num_timesteps=False)
-    # Two epochs of two minibatches, each moves it by two percent at most downwards
-    assert model.dual.value.item() == pytest.approx(value * np.exp(-4 * 0.02), rel=0.05)
+    # So few gradient steps stay far below the target: the largest step downwards, from where it was
+    assert model.dual.value.item() == pytest.approx(value * 0.1**0.5)
 
 
 def test_the_dual_variable_is_one_of_the_parameters():

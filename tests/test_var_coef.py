@@ -97,7 +97,7 @@ def test_a_learned_coefficient_holds_the_last_variance_at_the_target(ratio_penal
         var_coef_bounds=(1e-3, 1e3),
     )
     # The ascent is in the logarithm, so it is the geometric mean
-    assert np.exp(np.log(values[5:]).mean()) == pytest.approx(0.03, rel=0.1)
+    assert np.exp(np.log(values[5:]).mean()) == pytest.approx(0.03, rel=0.2)
 
 
 @pytest.mark.parametrize(

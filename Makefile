@@ -12,7 +12,7 @@ LOGS ?= logs
 
 SOURCES = sb3_r2vpo hyperparams tests examples benchmarks
 
-.PHONY: install train test test-slow test-cuda check format bench-learning bench-speed clean
+.PHONY: install train test test-slow test-cuda test-oldest test-newest check format bench-learning bench-speed clean
 
 install: $(VENV)/installed
 
@@ -32,6 +32,16 @@ test: install
 test-slow: install
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[envs]"
 	$(BIN)/python -m pytest --numprocesses auto -m "slow and not cuda"
+
+# The default tests with the oldest versions that setup.cfg admits, and with the newest there are
+test-oldest: RESOLUTION = lowest-direct
+test-newest: RESOLUTION = highest
+test-oldest test-newest: install
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)-$(RESOLUTION)
+	$(BIN)/uv pip install --quiet --python $(VENV)-$(RESOLUTION) --resolution $(RESOLUTION) \
+		--editable ".[mujoco,envpool,contrib,zoo,postgresql,tests]"
+	$(VENV)-$(RESOLUTION)/bin/python -m pytest --numprocesses auto
 
 test-cuda: install
 	$(BIN)/python -m pytest -m cuda
@@ -57,4 +67,4 @@ bench-speed: install
 	$(BIN)/python benchmarks/speed.py plot
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-lowest-direct $(VENV)-highest build dist *.egg-info

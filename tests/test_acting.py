@@ -11,7 +11,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.envs import SimpleMultiObsEnv
+from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
 
 from sb3_r2vpo import R2VPO
 from sb3_r2vpo.fast.acting import compiled_forward
@@ -44,13 +44,24 @@ class RandomEnv(gym.Env):
         return self.np_random.uniform(-1, 1, 3).astype(np.float32)
 
 
+class SeededImages(FakeImageEnv):
+    """It samples from its observation space, which no seed reaches."""
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            self.observation_space.seed(seed)
+        return super().reset(seed=seed, options=options)
+
+
 ENVS: dict[str, Any] = {
     "box": lambda: RandomEnv(spaces.Box(-1.0, 1.0, (2,))),
     "discrete": lambda: RandomEnv(spaces.Discrete(3)),
     "multi_discrete": lambda: RandomEnv(spaces.MultiDiscrete([2, 3])),
     "multi_binary": lambda: RandomEnv(spaces.MultiBinary(3)),
     "dict": lambda: SimpleMultiObsEnv(random_start=False),
+    "image": lambda: SeededImages(screen_height=36, screen_width=36, n_channels=1),
 }
+POLICIES = {"dict": "MultiInputPolicy", "image": "CnnPolicy"}
 
 
 class RecordLocals(BaseCallback):
@@ -67,8 +78,9 @@ class RecordLocals(BaseCallback):
 
 def collect(env: str, compile: bool, n_rollouts: int = 2) -> tuple[R2VPO, RecordLocals]:
     vec_env = make_vec_env(ENVS[env], n_envs=N_ENVS, seed=0)
-    policy = "MultiInputPolicy" if env == "dict" else "MlpPolicy"
-    model = R2VPO(policy, vec_env, n_steps=N_STEPS, batch_size=64, seed=0, device="cpu", compile=compile)
+    model = R2VPO(
+        POLICIES.get(env, "MlpPolicy"), vec_env, n_steps=N_STEPS, batch_size=64, seed=0, device="cpu", compile=compile
+    )
     callback = RecordLocals()
     _, callbacks = model._setup_learn(10_000, callback)
     callbacks.on_training_start({}, {})

@@ -46,12 +46,22 @@ def weights_after(algorithm, env_name, **kwargs):
         ("multi_binary", {}),
         ("dict", {}),
         ("image", dict(n_epochs=1)),
+        ("box", dict(compile=True)),
+        *(
+            pytest.param(env_name, dict(compile=True, n_epochs=1), marks=pytest.mark.slow)
+            for env_name in ("discrete", "multi_discrete", "multi_binary", "dict", "image")
+        ),
+        pytest.param(
+            "dict", dict(compile=True, n_epochs=1, policy_kwargs=dict(share_features_extractor=False)), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_weights_equal_those_of_ppo_without_clip(env_name, kwargs):
-    ppo_weights, ppo = weights_after(PPO, env_name, clip_range=1e9, **kwargs)
+    of_ppo = {name: value for name, value in kwargs.items() if name != "compile"}
+    ppo_weights, ppo = weights_after(PPO, env_name, clip_range=1e9, **of_ppo)
     weights, model = weights_after(R2VPO, env_name, var_coef=0.0, **kwargs)
     np.testing.assert_allclose(weights, ppo_weights, rtol=1e-3, atol=1e-4)
+    assert len(model._programs) == len(model._forward_programs) == int("compile" in kwargs)
     assert model._n_updates == ppo._n_updates
     theirs, ours = ppo.logger.name_to_value, model.logger.name_to_value
     for key in theirs.keys() - {"train/clip_range", "train/clip_fraction"} - {k for k in theirs if k.startswith("time/")}:

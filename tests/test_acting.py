@@ -1,7 +1,10 @@
 """Rollouts with a compiled forward pass are those of SB3. Compiling takes seconds: most cases are marked slow."""
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
 from typing import Any
 
 import gymnasium as gym
@@ -157,3 +160,14 @@ def test_auto(monkeypatch):
     assert model._compile_forward()
     model.policy.use_sde = True
     assert not model._compile_forward()
+
+
+@pytest.mark.slow
+def test_a_cold_compile_with_discrete_actions_warns_of_nothing(tmp_path):
+    code = """
+from sb3_r2vpo import R2VPO
+R2VPO("MlpPolicy", "CartPole-v1", n_steps=64, compile=True).learn(128)
+"""
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0 and "c-shim" not in run.stderr, run.stderr

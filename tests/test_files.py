@@ -41,7 +41,8 @@ FULL_DISK = """
 set -e
 mount -t tmpfs -o size=1m none {folder}
 {python} -c '
-from sb3_r2vpo import R2VPO
+import os
+from sb3_r2vpo import R2VPO, ResumableCheckpointCallback
 model = R2VPO("MlpPolicy", "CartPole-v1", n_steps=64)
 model.save("{folder}/model")
 before = open("{folder}/model.zip", "rb").read()
@@ -52,6 +53,17 @@ except OSError as e:
     print("said:", e)
 assert open("{folder}/model.zip", "rb").read() == before
 R2VPO.load("{folder}/model")
+
+# Two checkpoints have room
+os.unlink("{folder}/filler")
+os.unlink("{folder}/model.zip")
+open("{folder}/filler", "wb").write(bytes(2**20 - 400000))
+try:
+    with ResumableCheckpointCallback("{folder}", save_freq=64, keep=None) as checkpoints:
+        R2VPO("MlpPolicy", "CartPole-v1", n_steps=64).learn(256, checkpoints)
+except OSError as e:
+    print("ended:", e)
+print("newest:", checkpoints.newest())
 '
 ls {folder}
 """
@@ -64,7 +76,9 @@ def test_a_full_disk_leaves_the_old_model(tmp_path):
     run = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "model.zip cannot be written (No space left on device)" in run.stdout
-    assert run.stdout.splitlines()[-2:] == ["filler", "model.zip"]
+    assert "Training was ended by OSError after 256 timesteps. The model could not be saved" in run.stdout
+    assert f"newest: {tmp_path}/rl_model_128_steps.zip" in run.stdout
+    assert run.stdout.splitlines()[-3:] == ["filler", "rl_model_128_steps.zip", "rl_model_64_steps.zip"]
 
 
 def test_names_are_sb3s(tmp_path, monkeypatch):

@@ -45,6 +45,11 @@ def test_train_then_enjoy(tmp_path):
     arguments = yaml.load((run_folder / "CheetahRun-v1" / "args.yml").read_text(), Loader=yaml.UnsafeLoader)
     assert arguments["vec_env"] == "envpool"
 
+    resumed = r2vpo("train", *env, "--resume", "-f", "logs", "-n", "800", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert R2VPO.load(run_folder / "CheetahRun-v1.zip").num_timesteps == 896
+    assert load_results(str(run_folder))["l"].sum() in (700, 800)
+
     watched = r2vpo("enjoy", *env, "-f", "logs", "-n", "250", "--reward-log", "rewards", cwd=tmp_path)
     assert watched.returncode == 0, watched.stderr
     assert "2 Episodes" in watched.stdout and "Mean episode length: 100.00" in watched.stdout

@@ -87,6 +87,17 @@ def test_arguments_that_the_environment_does_not_have(r2vpo):
     assert "unexpected keyword argument 'foo'" in end.value.code
 
 
+def test_ctrl_c_is_no_error(r2vpo, monkeypatch, capsys):
+    def interrupted(name):
+        raise KeyboardInterrupt
+
+    # While RL Zoo is imported
+    monkeypatch.setattr("sb3_r2vpo.zoo.version", interrupted)
+    with pytest.raises(SystemExit, match="130"):
+        r2vpo(*TRAIN)
+    assert capsys.readouterr().err == "r2vpo: interrupted\n"
+
+
 BROKEN = """
 import gymnasium as gym
 from stable_baselines3.common.envs import IdentityEnvBox

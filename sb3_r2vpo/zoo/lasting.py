@@ -1,6 +1,5 @@
 """RL Zoo's experiment manager, for runs that survive what ends them: see `resuming`."""
 
-import os
 import pickle
 import shutil
 import sys
@@ -44,13 +43,12 @@ class LastingExperimentManager(ExperimentManager):
         """
         :return: The model and its hyperparameters, ``None`` when they are to be searched for
         """
-        existed = os.path.exists(self.save_path)
         self._claimed: Path | None = None
         try:
             return super().setup_experiment()
         except BaseException:
             # It would be the latest run, and there is nothing in it
-            if self._claimed is not None and not existed:
+            if self._claimed is not None:
                 shutil.rmtree(self._claimed, ignore_errors=True)
             raise
 

@@ -11,6 +11,8 @@ from typing import Any
 
 #: R2VPO's name in RL Zoo
 ALGO = "r2vpo"
+#: With its variants, named like RL Zoo's ppo_lstm
+ALGOS = (ALGO, "maskable_r2vpo", "r2vpo_lstm")
 #: Versions of RL Zoo that have the hooks
 SUPPORTED = "rl_zoo3>=2.9.0,<3.0"
 #: What is replaced, overridden or added to in RL Zoo
@@ -41,32 +43,35 @@ HOOKS = (
 )
 
 
-def hyperparameter_file() -> Path:
+def hyperparameter_file(algo: str = ALGO) -> Path:
     """
-    :return: R2VPO's hyperparameters in RL Zoo's format
+    :param algo: R2VPO or one of its variants
+    :return: Its hyperparameters in RL Zoo's format
     """
-    return Path(str(files("sb3_r2vpo.hyperparams") / f"{ALGO}.yml"))
+    return Path(str(files("sb3_r2vpo.hyperparams") / f"{algo}.yml"))
 
 
 def register() -> None:
     """
-    Put R2VPO into RL Zoo: the algorithm, the place of its hyperparameter file, its checks of an experiment, its search
-    space, and shimmy's environments when shimmy is installed. It may be called before or after RL Zoo's commands are imported,
-    and twice.
+    Put R2VPO into RL Zoo: the algorithm, its variants, the place of their hyperparameter files, checks of an experiment, a
+    search space, and shimmy's environments when shimmy is installed. It may be called before or after RL Zoo's commands are
+    imported, and twice.
 
     :raises ImportError: When RL Zoo is not installed, or its version is not supported
     """
     import_zoo()
-    from rl_zoo3.utils import ALGOS
+    from rl_zoo3.utils import ALGOS as ZOO_ALGOS
 
     from sb3_r2vpo.r2vpo import R2VPO
+    from sb3_r2vpo.recurrent import RecurrentR2VPO
     from sb3_r2vpo.zoo.envpool import create_test_env
     from sb3_r2vpo.zoo.evaluation import ContinuedEvalCallback, WholeVecNormalizeCallback
     from sb3_r2vpo.zoo.experiment import R2VPOExperimentManager
+    from sb3_r2vpo.zoo.masks import MaskableR2VPO
     from sb3_r2vpo.zoo.search_space import register_search_space
 
     # One and the same dictionary in all of RL Zoo's modules
-    ALGOS[ALGO] = R2VPO
+    ZOO_ALGOS.update(zip(ALGOS, (R2VPO, MaskableR2VPO, RecurrentR2VPO), strict=True))
     register_search_space()
     replace_in_zoo("ExperimentManager", R2VPOExperimentManager)
     replace_in_zoo("create_test_env", create_test_env)

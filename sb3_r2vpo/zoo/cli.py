@@ -165,6 +165,8 @@ commands:
   r2vpo train --env HalfCheetah-v5 --resume    # the latest run, or --resume FOLDER: goes on however it has ended
   r2vpo enjoy --env HalfCheetah-v5
 
+`--algo r2vpo_lstm` has LSTM policies (RecurrentR2VPO), `--algo maskable_r2vpo` invalid action masking (MaskableR2VPO).
+
 `r2vpo train --vec-env envpool` trains on EnvPool's environments, which step in C++ threads, also on those that Gymnasium
 does not have, as DeepMind Control's --env CheetahRun-v1. The other commands know what the agent was trained on."""
 

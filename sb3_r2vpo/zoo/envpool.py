@@ -20,6 +20,7 @@ from sb3_r2vpo.envpool_vec_env import EnvPoolVecEnv, check_env_id
 from sb3_r2vpo.zoo import replace_in_zoo
 from sb3_r2vpo.zoo.arguments import take
 from sb3_r2vpo.zoo.experiment import R2VPOExperimentManager
+from sb3_r2vpo.zoo.masks import with_masks
 
 #: The value of ``--vec-env``, also in the saved arguments of a run
 VEC_ENV = "envpool"
@@ -178,7 +179,8 @@ def create_test_env(
         else:
             # EnvPoolVecEnv's observations are float32
             kwargs["hyperparams"]["env_wrapper"] = [{"gymnasium.wrappers.DtypeObservation": {"dtype": "float32"}}]
-    return create_gymnasium_test_env(env_id, stats_path=stats_path, log_dir=log_dir, env_kwargs=env_kwargs, **kwargs)
+    env = create_gymnasium_test_env(env_id, stats_path=stats_path, log_dir=log_dir, env_kwargs=env_kwargs, **kwargs)
+    return with_masks(env)
 
 
 def _exists_in_envpool_only(env_id: str) -> bool:

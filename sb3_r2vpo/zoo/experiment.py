@@ -11,12 +11,14 @@ from optuna.samplers import BaseSampler, TPESampler
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_r2vpo.r2vpo import reject_clip_range
-from sb3_r2vpo.zoo import ALGO, hyperparameter_file
+from sb3_r2vpo.zoo import ALGOS, hyperparameter_file
 from sb3_r2vpo.zoo.hyperparameters import check_names, check_values, named_schedules
 from sb3_r2vpo.zoo.lasting import LastingExperimentManager
 from sb3_r2vpo.zoo.learning_curve import draw_learning_curve
+from sb3_r2vpo.zoo.masks import with_masks
 from sb3_r2vpo.zoo.study import run_trials
 from sb3_r2vpo.zoo.study_report import draw_study, print_summary, write_report
 from sb3_r2vpo.zoo.study_storage import find_study, find_trial, open_storage
@@ -33,8 +35,8 @@ class R2VPOExperimentManager(LastingExperimentManager):
     study_storage: optuna.storages.BaseStorage | None = None
 
     def __init__(self, args: argparse.Namespace, algo: str, *other_args: Any, **kwargs: Any) -> None:
-        if algo == ALGO and kwargs.get("config") is None:
-            kwargs["config"] = str(hyperparameter_file())
+        if algo in ALGOS and kwargs.get("config") is None:
+            kwargs["config"] = str(hyperparameter_file(algo))
         super().__init__(args, algo, *other_args, **kwargs)
 
     @staticmethod
@@ -59,14 +61,23 @@ class R2VPOExperimentManager(LastingExperimentManager):
         :raises ValueError: When a hyperparameter of R2VPO is missing, unknown or out of its range
         :raises TypeError: When ``clip_range`` is among them
         """
-        if self.algo != ALGO:
+        if self.algo not in ALGOS:
             return super()._preprocess_hyperparams(hyperparams)
         # Before RL Zoo makes a schedule of it
         reject_clip_range(hyperparams.get("clip_range"))
-        check_names(set(hyperparams))
+        check_names(self.algo, set(hyperparams))
         processed = super()._preprocess_hyperparams(hyperparams)
-        check_values(processed[0], self.n_envs)
+        check_values(self.algo, processed[0], self.n_envs)
         return processed
+
+    def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
+        """
+        :param n_envs: Number of environments
+        :param eval_env: Whether they are for the evaluation
+        :param no_log: Whether to write no monitor file
+        :return: The environments, with RL Zoo's wrappers
+        """
+        return with_masks(super().create_envs(n_envs, eval_env, no_log))
 
     def save_trained_model(self, model: BaseAlgorithm) -> None:
         """
@@ -141,7 +152,7 @@ class R2VPOExperimentManager(LastingExperimentManager):
         if self.storage is not None and self.study_name is None:
             warnings.warn("`--storage` without `--study-name`: no other worker can join this study, its name is made up")
         self.tensorboard_log = None
-        if self.algo == ALGO and self.n_jobs != 1:
+        if self.algo in ALGOS and self.n_jobs != 1:
             # Compiling changes global state of torch for a moment, and these jobs are threads. A single job needs nothing:
             # `compile="auto"` counts the gradient steps of each trial.
             self._hyperparams.setdefault("compile", False)

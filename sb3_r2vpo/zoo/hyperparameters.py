@@ -4,10 +4,10 @@ import difflib
 import inspect
 from typing import Any
 
+from rl_zoo3.utils import ALGOS as ZOO_ALGOS
 from rl_zoo3.utils import SimpleLinearSchedule
 
 from sb3_r2vpo.r2vpo import R2VPO
-from sb3_r2vpo.zoo import ALGO
 
 #: The arguments of R2VPO that can be a schedule
 SCHEDULES = ("learning_rate", "clip_range_vf", "target_var", "var_coef")
@@ -61,8 +61,9 @@ def linear_schedule(name: str, value: str) -> SimpleLinearSchedule:
         ) from None
 
 
-def check_names(names: set[str]) -> None:
+def check_names(algo: str, names: set[str]) -> None:
     """
+    :param algo: R2VPO or one of its variants, whose arguments are the same
     :param names: Names of the hyperparameters of an environment
     :raises ValueError: When one is missing or unknown
     """
@@ -72,20 +73,21 @@ def check_names(names: set[str]) -> None:
             raise ValueError(f"`{name}` is no hyperparameter: pass --{name.replace('_', '-')} {name.upper()} instead")
         similar = difflib.get_close_matches(name, known, n=1)
         suggestion = f"did you mean `{similar[0]}`?" if similar else f"there are {', '.join(sorted(known - {'clip_range'}))}"
-        raise ValueError(f"`{name}` is not a hyperparameter of {ALGO}: {suggestion}")
+        raise ValueError(f"`{name}` is not a hyperparameter of {algo}: {suggestion}")
     for name in ("policy", "n_timesteps"):
         if name not in names:
             raise ValueError(f"`{name}` is missing in the hyperparameters of the environment: RL Zoo needs it there")
 
 
-def check_values(arguments: dict[str, Any], n_envs: int) -> None:
+def check_values(algo: str, arguments: dict[str, Any], n_envs: int) -> None:
     """
     Before there are environments and a folder for the run.
 
-    :param arguments: Arguments of R2VPO
+    :param algo: R2VPO or one of its variants
+    :param arguments: Its arguments
     :param n_envs: Number of environments
     :raises ValueError: When one is out of its range
     """
-    model = R2VPO(env=None, **arguments, _init_setup_model=False)  # type: ignore[arg-type]
+    model: Any = ZOO_ALGOS[algo](env=None, **arguments, _init_setup_model=False)  # type: ignore[call-arg]
     model.n_envs = n_envs
     model._check_arguments()

@@ -6,13 +6,14 @@ from typing import Any
 import optuna
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER, convert_onpolicy_params
 
-from sb3_r2vpo.zoo import ALGO
+from sb3_r2vpo.zoo import ALGOS
 
 
 def register_search_space() -> None:
-    """Put R2VPO into RL Zoo's tables."""
-    HYPERPARAMS_SAMPLER[ALGO] = sample_r2vpo_params
-    HYPERPARAMS_CONVERTER[ALGO] = convert_r2vpo_params
+    """Put R2VPO and its variants into RL Zoo's tables, which has one space for PPO with and without LSTM too."""
+    for algo in ALGOS:
+        HYPERPARAMS_SAMPLER[algo] = sample_r2vpo_params
+        HYPERPARAMS_CONVERTER[algo] = convert_r2vpo_params
 
 
 def sample_r2vpo_params(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:

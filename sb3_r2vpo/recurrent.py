@@ -16,7 +16,7 @@ class RecurrentR2VPO(R2VPO, RecurrentPPO):  # type: ignore[misc]
     RecurrentPPO, and it stands wherever RecurrentPPO does. A minibatch holds sequences, padded to the same length; the
     padding has no part in the update.
 
-    The gradient step is not compiled: no two minibatches have sequences of the same number and length.
+    The gradient step is not compiled: minibatches differ in the number and length of their sequences.
 
     :param policy: The policy model to use (MlpLstmPolicy, CnnLstmPolicy, MultiInputLstmPolicy)
     :param env: The environment to learn from (if registered in Gym, can be str)
@@ -80,4 +80,11 @@ class RecurrentR2VPO(R2VPO, RecurrentPPO):  # type: ignore[misc]
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfRecurrentR2VPO:
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        return super().learn(
+            total_timesteps=total_timesteps,
+            callback=callback,
+            log_interval=log_interval,
+            tb_log_name=tb_log_name,
+            reset_num_timesteps=reset_num_timesteps,
+            progress_bar=progress_bar,
+        )

@@ -201,6 +201,20 @@ def test_evaluation_and_prediction_with_masks(tmp_path):
             assert masks[np.arange(2), actions].all()
 
 
+@pytest.mark.parametrize(
+    "env", ["discrete", *(pytest.param(env, marks=pytest.mark.slow) for env in ("multi_discrete", "multi_binary"))]
+)
+def test_the_compiled_gradient_step_gives_the_same(env):
+    plain, other = (maskable(env, compile=compile, ent_coef=0.01, var_coef="auto_8.0") for compile in (False, True))
+    for model in (plain, other):
+        model.set_random_seed(0)
+        model.learn(256)
+    assert len(other._programs) == 1 and not other._programs.failed
+    np.testing.assert_allclose(weights(other), weights(plain), rtol=1e-3, atol=1e-4)
+    assert other.dual.value.item() == pytest.approx(plain.dual.value.item(), rel=1e-3)
+    assert other.dual.value != 8.0
+
+
 def test_use_masking():
     steps = KeepSteps()
     maskable().learn(256, callback=steps, use_masking=False)
@@ -251,7 +265,7 @@ def test_padding_has_no_part_in_the_update():
     batch = next(model.rollout_buffer.get(64))
     padding = batch.mask < 0.5
     assert padding.any(), "not one sequence is padded"
-    update = model._make_updater()
+    update = model._make_updater(target_var=0.02)
     loss, metrics = update.evaluate(batch)
     other = {name: getattr(batch, name).clone() for name in ("old_values", "old_log_prob", "advantages", "returns")}
     for tensor in other.values():

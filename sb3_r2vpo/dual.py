@@ -50,9 +50,9 @@ class DualVariable(nn.Module):
         if not self.learned:
             return
         low, high = VIOLATION_RANGE
-        violation = min(max(variance / target_var, low), high)
-        self.set(self.value.item() * violation**self.dual_lr)
-        self.value.clamp_(*self.bounds)
+        # A tensor becomes infinite where a float raises an error
+        violation = th.tensor(variance / target_var, dtype=th.float64).clamp(low, high)
+        self.set((self.value.item() * violation**self.dual_lr).clamp(*self.bounds).item())
 
     @property
     def at_bound(self) -> int:

@@ -92,3 +92,10 @@ def test_what_is_not_auto(var_coef):
 def test_initial_value_outside_the_bounds():
     with pytest.raises(ValueError, match=r"'auto_0.5' but `var_coef_bounds` is \(1.0, 100.0\)"):
         parse_auto("auto_0.5", (1.0, 100.0))
+
+
+@pytest.mark.parametrize(("variance", "bound"), [(1.0, 100.0), (1e-4, 0.05)])
+def test_a_huge_step_ends_at_a_bound(variance, bound):
+    dual = DualVariable(1.0, learned=True, dual_lr=1e30, bounds=(0.05, 100.0))
+    dual.ascend(variance, 0.03)
+    assert dual.value.item() == pytest.approx(bound)

@@ -280,6 +280,14 @@ def test_constants_that_keep_changing():
         assert programs.attempt(lambda: programs.fitting("key", programs.guard(layer), lambda: -1)) is None
 
 
+def test_settings_of_the_distribution_are_constants():
+    programs, policy = Programs("test"), make_policy(use_sde=True)
+    for i, learn_features in enumerate((False, True, False)):
+        policy.action_dist.learn_features = learn_features
+        programs.fitting("key", programs.guard(policy), lambda: None)
+        assert len(programs) == (1 if i == 0 else 2)
+
+
 # --- What tracing would lose
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch as th
+from stable_baselines3.common.distributions import Distribution
 from torch import nn
 
 from sb3_r2vpo.fast.guard import Guard, Refusal
@@ -55,7 +56,7 @@ class Programs:
         :return: What was compiled for the same constants
         :raises Exception: When it cannot be compiled
         """
-        key = (key, weights_of(*guard.modules), torch_settings())
+        key = (key, weights_of(*guard.modules), distribution_settings(*guard.modules), torch_settings())
         for known_key, known_guard, program in self.compiled:
             if known_key == key and known_guard.same_constants(guard):
                 return program
@@ -115,6 +116,15 @@ def weights_of(*modules: nn.Module) -> Any:
     ]
     numbers = {id(x): number for number, (_, x) in enumerate(tensors)}
     return tuple((name, x is not None and (numbers[id(x)], x.requires_grad)) for name, x in tensors)
+
+
+def distribution_settings(*modules: nn.Module) -> Any:
+    """
+    :param modules: Modules
+    :return: What SB3's distributions among their attributes are set to; they are no modules
+    """
+    distributions = [x for module in modules for x in vars(module).values() if isinstance(x, Distribution)]
+    return [{k: v for k, v in vars(x).items() if isinstance(v, (bool, int, float))} for x in distributions]
 
 
 def torch_settings() -> Any:

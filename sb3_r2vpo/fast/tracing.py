@@ -46,7 +46,7 @@ def compile_function(function: Callable[..., Any], inputs: Sequence[th.Tensor]) 
         program = th._inductor.compile(graph, list(inputs), options=options)
     # What fails at its first call fails here, where nothing is lost
     with th.random.fork_rng([x.device for x in inputs[:1] if x.is_cuda]):
-        program(*(x.clone() for x in inputs))
+        program(*(th.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).copy_(x) for x in inputs))
     return program
 
 

@@ -36,7 +36,7 @@ def learn(algorithm: str, env_id: str, seed: int) -> dict[str, Any]:
         episodes in training, and the time of training, which other processes on the machine have a part in
     """
     with tempfile.TemporaryDirectory() as folder:
-        env_args = argparse.Namespace(env=env_id, env_kwargs=None)
+        env_args = argparse.Namespace(env=env_id, env_kwargs=None, uuid=False, seed=seed, vec_env="dummy")
         settings: dict[str, Any] = dict(eval_freq=-1, log_interval=-1, seed=seed, verbose=0)
         manager = MANAGERS[algorithm](env_args, algorithm, env_id, folder, **settings)
         experiment = manager.setup_experiment()

@@ -149,7 +149,7 @@ def test_entries_are_of_environments():
 def test_hyperparameters_are_checked(hyperparams, message, tmp_path):
     register()
     env_id = "CartPoleNoVel-v1"
-    args = SimpleNamespace(env=env_id, env_kwargs=None)
+    args = SimpleNamespace(env=env_id, env_kwargs=None, uuid=False, seed=0, vec_env="dummy")
     manager = R2VPOExperimentManager(args, "r2vpo_lstm", env_id, str(tmp_path), hyperparams=hyperparams, verbose=0)
     with pytest.raises((ValueError, TypeError), match=message):
         manager.setup_experiment()

@@ -131,7 +131,13 @@ def manager_of(env_id: str, log_folder: Path, **hyperparams: Any) -> ExperimentM
 
         envpool.register_env(["--env", env_id])
         manager_class = envpool.EnvPoolExperimentManager
-    return manager_class(SimpleNamespace(env=env_id, env_kwargs=None), "r2vpo", env_id, str(log_folder), **kwargs)
+    return manager_class(
+        SimpleNamespace(env=env_id, env_kwargs=None, uuid=False, seed=0, vec_env="dummy"),
+        "r2vpo",
+        env_id,
+        str(log_folder),
+        **kwargs,
+    )
 
 
 #: What to try an entry with whose name is not an environment's

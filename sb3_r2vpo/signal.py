@@ -49,6 +49,9 @@ class StepSignal(nn.Module):
         :param rollout: All samples of the rollout
         :return: The running mean of the correlation, 0 as long as there was no step
         """
+        if len(self.previous_weights) != sum(p.numel() for p in policy.parameters()):
+            # Modules were exchanged for others: no step led here
+            self.remember(policy)
         with other_weights(policy, self.previous_weights):
             log_ratios, advantages = zip(*(step_and_advantages(policy, batch) for batch in rollout), strict=True)
         self.remember(policy)
@@ -62,7 +65,7 @@ class StepSignal(nn.Module):
         """
         :param policy: The policy from which the next step starts
         """
-        self.previous_weights.copy_(flat_weights(policy))
+        self.previous_weights = flat_weights(policy)
 
 
 def step_and_advantages(policy: ActorCriticPolicy, batch: Samples) -> tuple[th.Tensor, th.Tensor]:

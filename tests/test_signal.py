@@ -111,3 +111,11 @@ def test_foreign_weights_are_no_step(model):
     fresh = R2VPO("MlpPolicy", "Pendulum-v1", device="cpu")
     fresh.set_parameters({"policy": other.state_dict()}, exact_match=False)
     assert th.equal(fresh.signal.previous_weights, flat_weights(other))
+
+
+def test_exchanged_modules_are_no_step():
+    env = make_vec_env("Pendulum-v1", n_envs=4, seed=0)
+    model = R2VPO("MlpPolicy", env, n_steps=64, n_epochs=2, seed=0, device="cpu").learn(64 * 4)
+    model.policy.mlp_extractor.policy_net = th.nn.Sequential(th.nn.Linear(3, 64), th.nn.Tanh())
+    model.learn(64 * 4, reset_num_timesteps=False)
+    assert len(model.signal.previous_weights) == len(flat_weights(model.policy))

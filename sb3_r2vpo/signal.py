@@ -49,17 +49,23 @@ class StepSignal(nn.Module):
         :param rollout: All samples of the rollout
         :return: The running mean of the correlation, 0 as long as there was no step
         """
-        if len(self.previous_weights) != sum(p.numel() for p in policy.parameters()):
-            # Modules were exchanged for others: no step led here
-            self.remember(policy)
-        with other_weights(policy, self.previous_weights):
-            log_ratios, advantages = zip(*(step_and_advantages(policy, batch) for batch in rollout), strict=True)
+        if self._was_step(policy):
+            with other_weights(policy, self.previous_weights):
+                log_ratios, advantages = zip(*(step_and_advantages(policy, batch) for batch in rollout), strict=True)
+            correlation = th.corrcoef(th.stack([th.cat(log_ratios), th.cat(advantages)]).double())[0, 1]
+            if th.isfinite(correlation):  # Advantages that are all the same have none
+                before = correlation if th.isnan(self.correlation) else self.correlation
+                self.correlation.copy_((1.0 - NEWEST) * before + NEWEST * correlation)
         self.remember(policy)
-        correlation = th.corrcoef(th.stack([th.cat(log_ratios), th.cat(advantages)]).double())[0, 1]
-        if th.isfinite(correlation):  # No step or no advantages have none
-            before = correlation if th.isnan(self.correlation) else self.correlation
-            self.correlation.copy_((1.0 - NEWEST) * before + NEWEST * correlation)
         return 0.0 if th.isnan(self.correlation) else self.correlation.item()
+
+    def _was_step(self, policy: ActorCriticPolicy) -> bool:
+        """
+        :param policy: The current policy
+        :return: Whether other weights of the same network came before. Without a step the log-ratio would be rounding errors
+        """
+        weights = flat_weights(policy)
+        return len(weights) == len(self.previous_weights) and not th.equal(weights, self.previous_weights)
 
     def remember(self, policy: ActorCriticPolicy) -> None:
         """

@@ -1,5 +1,12 @@
+import signal
+
 import pytest
 import torch as th
+
+
+def pytest_configure():
+    # A shell starts what it runs in the background with Ctrl+C ignored, and so would be what the tests start
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item):

@@ -28,7 +28,7 @@ BAD = [
     ("gae_lambda", -0.1),
     ("var_coef", -1.0),
     ("var_coef", "autoo"),
-    ("var_coef", "auto_1.0"),
+    ("var_coef", "auto_0.01"),
     ("var_coef", float("nan")),
     ("var_coef", None),
     ("var_coef", negative_schedule),

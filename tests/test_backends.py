@@ -235,7 +235,7 @@ def test_learn(monkeypatch):
     n_compiled = []
     compile_program = compiled.compile_program
     monkeypatch.setattr(compiled, "compile_program", lambda *args: n_compiled.append(1) or compile_program(*args))
-    schedules = dict(learning_rate=lambda x: 3e-2 * x, target_var=lambda x: 0.1 * x + 0.01, target_kl=0.005)
+    schedules = dict(learning_rate=lambda x: 3e-2 * x, target_var=lambda x: 0.1 * x + 0.01, target_kl=0.003)
     plain, other = (make_model(compile, **schedules) for compile in (False, True))
     for model in (plain, other):
         model.set_random_seed(0)

@@ -45,6 +45,8 @@ SelfR2VPO = TypeVar("SelfR2VPO", bound="R2VPO")
 
 #: A `target_var` schedule that reaches zero or below is held here
 MIN_TARGET_VAR = 1e-8
+#: Adam moves a weight by about as much in each step. Far above, its product with a gradient overflows
+MAX_LEARNING_RATE = 1000.0
 #: The last step's signal is measured in minibatches of so many samples, or of `batch_size` where that is more
 SIGNAL_BATCH_SIZE = 4096
 #: What λ is the price of: `objective.two_sided_variance` or the paper's `objective.ratio_variance`
@@ -317,7 +319,12 @@ class R2VPO(OnPolicyAlgorithm):
         """
         self._check_policy()
         positive, not_negative = (lambda x: x > 0), (lambda x: x >= 0)
-        check_schedule("learning_rate", self.learning_rate, "a number >= 0", not_negative)
+        check_schedule(
+            "learning_rate",
+            self.learning_rate,
+            f"a number from 0 to {MAX_LEARNING_RATE:g}",
+            lambda x: 0 <= x <= MAX_LEARNING_RATE,
+        )
         check_integer("n_steps", self.n_steps, minimum=1)
         check_integer("batch_size", self.batch_size, minimum=1)
         check_integer("n_epochs", self.n_epochs, minimum=1)
@@ -555,6 +562,11 @@ class R2VPO(OnPolicyAlgorithm):
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         learning_rate = self._value_now("learning_rate", self.lr_schedule)
+        if learning_rate > MAX_LEARNING_RATE:
+            raise ValueError(
+                f"`learning_rate` is a schedule that gives {learning_rate:g} at a remaining progress of "
+                f"{self._current_progress_remaining:.4f}: its values must be at most {MAX_LEARNING_RATE:g}"
+            )
         self.logger.record("train/learning_rate", learning_rate)
         for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
             update_learning_rate(optimizer, learning_rate)

@@ -22,6 +22,17 @@ LINES = {"PPO 0.3": "--", "R2VPO fixed": "--"}
 LABELS = {"small": "small updates (64 × 64)", "middle": "between (256 × 64)", "large": "large updates (256 × 256)"}
 
 
+def legend(figure: Figure, axes: list[Axes]) -> None:
+    """
+    One legend of all axes: not each has every algorithm.
+
+    :param figure: Where it stands
+    :param axes: What it explains
+    """
+    handles = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=len(COLORS))
+
+
 def save(figure: Figure, name: str) -> None:
     """
     :param figure: A picture
@@ -40,7 +51,7 @@ def draw_headline(comparisons: list[Comparison]) -> None:
     for ax, comparison in zip(axes, comparisons, strict=True):
         draw_sample_efficiency(ax, comparison)
     axes[0].set(ylabel="IQM of returns / 1000, training policy", ylim=(0, None))
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(COLORS))
+    legend(figure, list(axes))
     save(figure, "learning")
 
 
@@ -126,5 +137,5 @@ def draw_tasks(comparison: Comparison) -> None:
         ax.set_axis_off()
     figure.supxlabel("million steps", fontsize="medium")
     figure.supylabel("return of the training policy", fontsize="medium")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(COLORS))
+    legend(figure, list(axes.flat))
     save(figure, f"learning_{comparison.regime}_tasks")

@@ -101,11 +101,13 @@ class Guard:
 
         :raises NotImplementedError: When they were not
         """
+        # As they are now: the stand-in of the forward pass is another in each rollout, and equal to the one before
+        before = [container.copy() for container in self.containers]
         try:
             yield
         finally:
             changed = None
-            for owner, container, content in zip(self.owners, self.containers, self.contents, strict=True):
+            for owner, container, content in zip(self.owners, self.containers, before, strict=True):
                 name = difference(container, content)
                 if name is not None:
                     changed = changed or f"{owner}.{name}"

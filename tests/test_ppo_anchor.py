@@ -22,6 +22,7 @@ POLICIES = {"dict": "MultiInputPolicy", "image": "CnnPolicy"}
 
 
 def weights_after(algorithm, env_name, **kwargs):
+    np.random.seed(0)  # the environment with several observations draws them when it is made
     env = ENVIRONMENTS[env_name]()
     env.observation_space.seed(0)  # the image environment samples from it
     model = algorithm(POLICIES.get(env_name, "MlpPolicy"), env, **{**SHARED, **kwargs})

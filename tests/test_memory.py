@@ -34,4 +34,7 @@ def test_freed_memory_is_kept_where_large_blocks_are_compiled_for():
     run = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
     before, with_model, with_compiled_code = map(int, run.stdout.split())
     # 10 times 32 MiB are 81,920 pages
-    assert with_compiled_code < 1000 < before and with_model > 1000
+    assert with_compiled_code < 1000
+    if before < 1000:
+        pytest.skip("what this process has imported has already freed a large block")
+    assert with_model > 1000

@@ -131,6 +131,8 @@ def manager_of(env_id: str, log_folder: Path, **hyperparams: Any) -> ExperimentM
 
         envpool.register_env(["--env", env_id])
         manager_class = envpool.EnvPoolExperimentManager
+    # What an earlier command line of this process resumed is not this one's
+    manager_class.resumed_run = None
     return manager_class(
         SimpleNamespace(env=env_id, env_kwargs=None, uuid=False, seed=0, vec_env="dummy"),
         "r2vpo",

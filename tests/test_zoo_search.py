@@ -49,6 +49,8 @@ def r2vpo(*args, **kwargs) -> subprocess.CompletedProcess:
 def manager(log_folder, env_id="CartPole-v1", **kwargs) -> R2VPOExperimentManager:
     """As `r2vpo train` makes it."""
     defaults = dict(n_timesteps=64, hyperparams={"n_envs": 1}, n_evaluations=1, n_eval_episodes=1, verbose=0, seed=1)
+    # What an earlier command line of this process resumed is not this one's
+    R2VPOExperimentManager.resumed_run = None
     args = SimpleNamespace(env=env_id, env_kwargs=None, uuid=False, seed=1, vec_env="dummy")
     return R2VPOExperimentManager(args, "r2vpo", env_id, str(log_folder), **{**defaults, **kwargs})
 

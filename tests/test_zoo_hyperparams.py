@@ -21,6 +21,7 @@ from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from sb3_r2vpo.zoo.experiment import R2VPOExperimentManager
+from sb3_r2vpo.zoo.lasting import LastingExperimentManager
 
 ENTRIES: dict[str, dict[str, Any]] = yaml.safe_load(hyperparameter_file().read_text())
 PPO_ENTRIES = yaml.safe_load((Path(rl_zoo3.__file__).parent / "hyperparams" / "ppo.yml").read_text())
@@ -132,7 +133,7 @@ def manager_of(env_id: str, log_folder: Path, **hyperparams: Any) -> ExperimentM
         envpool.register_env(["--env", env_id])
         manager_class = envpool.EnvPoolExperimentManager
     # What an earlier command line of this process resumed is not this one's
-    manager_class.resumed_run = None
+    LastingExperimentManager.resumed_run = None
     return manager_class(
         SimpleNamespace(env=env_id, env_kwargs=None, uuid=False, seed=0, vec_env="dummy"),
         "r2vpo",

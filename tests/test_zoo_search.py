@@ -29,6 +29,7 @@ from sb3_r2vpo import R2VPO
 from sb3_r2vpo.zoo import register, study_storage
 from sb3_r2vpo.zoo import study as studies
 from sb3_r2vpo.zoo.experiment import R2VPOExperimentManager
+from sb3_r2vpo.zoo.lasting import LastingExperimentManager
 from sb3_r2vpo.zoo.search_space import convert_r2vpo_params, sample_r2vpo_params
 from sb3_r2vpo.zoo.study import FINISHED, run_trials
 from sb3_r2vpo.zoo.study_storage import find_study, find_trial, open_storage
@@ -50,7 +51,7 @@ def manager(log_folder, env_id="CartPole-v1", **kwargs) -> R2VPOExperimentManage
     """As `r2vpo train` makes it."""
     defaults = dict(n_timesteps=64, hyperparams={"n_envs": 1}, n_evaluations=1, n_eval_episodes=1, verbose=0, seed=1)
     # What an earlier command line of this process resumed is not this one's
-    R2VPOExperimentManager.resumed_run = None
+    LastingExperimentManager.resumed_run = None
     args = SimpleNamespace(env=env_id, env_kwargs=None, uuid=False, seed=1, vec_env="dummy")
     return R2VPOExperimentManager(args, "r2vpo", env_id, str(log_folder), **{**defaults, **kwargs})
 

@@ -8,13 +8,12 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
+from sb3_r2vpo.objective import MAX_LOG_RATIO
 from sb3_r2vpo.rollouts import Samples, without_padding
 from sb3_r2vpo.updater import evaluate_actions
 
 #: Share of the newest measurement in the running mean
 NEWEST = 0.2
-#: Where the ratio overflows, its logarithm still has to be counted
-MAX_LOG_RATIO = 10.0
 
 
 class StepSignal(nn.Module):

@@ -2,13 +2,17 @@
 
 import math
 
+import numpy as np
 import torch as th
+from gymnasium import spaces
 from torch import nn
 
 #: ``V/δ`` enters the ascent clipped to this range
 VIOLATION_RANGE = (0.1, 10.0)
-#: δ for each unit of correlation between a step and the advantages that came after it
-SIGNAL_GAIN = 2.0
+#: δ for each degree of freedom of an action: those of a Gaussian move apart, and their variances of the ratio add up
+VARIANCE_PER_FREEDOM = 0.005
+#: The largest δ, in units of the smallest
+WIDENING = 4.0
 
 
 class DualVariable(nn.Module):
@@ -71,17 +75,33 @@ class DualVariable(nn.Module):
         self.value.fill_(value)
 
 
-def variance_worth_spending(correlation: float, low: float, high: float) -> float:
+def variance_worth_spending(correlation: float, n_samples: int, low: float, high: float) -> float:
     """
     The bound δ for the next update. A constraint alone is spent to the full, on noise as on signal. So it is tight where
-    the last steps were noise, and widens with the share of them that was signal.
+    the last steps were noise, and widens with their signal, measured in its own standard error of 1/√N:
 
-    :param correlation: Of the last steps with the advantages that came after them, see `StepSignal`
+        δ = clip(low · c √N, low, high)
+
+    :param correlation: c of the last steps with the advantages that came after them, see `StepSignal`
+    :param n_samples: N, the samples of a rollout
     :param low: δ where they were noise
     :param high: The largest δ (``low`` where that is larger)
     :return: δ
     """
-    return max(min(SIGNAL_GAIN * correlation, high), low)
+    return max(min(low * correlation * math.sqrt(n_samples), high), low)
+
+
+def degrees_of_freedom(action_space: spaces.Space) -> int:
+    """
+    :param action_space: Box, Discrete, MultiDiscrete or MultiBinary
+    :return: How many numbers can move a distribution of such actions independently: one for each dimension of a Box and for
+        each bit, and for each discrete choice one less than there are
+    """
+    if isinstance(action_space, spaces.Discrete):
+        return max(int(action_space.n) - 1, 1)
+    if isinstance(action_space, spaces.MultiDiscrete):
+        return max(int(np.sum(action_space.nvec - 1)), 1)
+    return max(int(np.prod(action_space.shape)), 1)  # type: ignore[arg-type]
 
 
 def parse_auto(var_coef: str, bounds: tuple[float, float], default: float = 1.0) -> float:

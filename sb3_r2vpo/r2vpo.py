@@ -30,7 +30,14 @@ from sb3_r2vpo.arguments import (
     is_number,
     python_number,
 )
-from sb3_r2vpo.dual import DualVariable, parse_auto, variance_worth_spending
+from sb3_r2vpo.dual import (
+    VARIANCE_PER_FREEDOM,
+    WIDENING,
+    DualVariable,
+    degrees_of_freedom,
+    parse_auto,
+    variance_worth_spending,
+)
 from sb3_r2vpo.fast.acting import compiled_forward, is_compilable
 from sb3_r2vpo.fast.compiled import CompiledUpdater
 from sb3_r2vpo.fast.guard import own_code
@@ -93,9 +100,12 @@ class R2VPO(OnPolicyAlgorithm):
         ``"auto"`` learns it, ``"auto_5.0"`` learns it from that start. A sample rests at ``ρ = 1 + Â / (2 var_coef)``.
     :param target_var: The bound δ on the ratio variance after a rollout's gradient steps, which a learned ``var_coef`` holds.
         It can be a function of the current progress remaining, held at a small positive value where it reaches zero.
+        ``"auto"``: 0.005 for each degree of freedom of an action, which are the dimensions of a Box, the bits of a
+        MultiBinary, and for each Discrete one less than it has choices.
     :param max_target_var: The same where fresh samples show that the last steps were signal and not noise: with c the
-        correlation of the last step's log-ratio with the advantages of the next rollout (``train/signal``), the bound
-        is ``2c``, but no less than ``target_var`` and no more than this (``train/target_var``)
+        correlation of the last step's log-ratio with the advantages of the next rollout of N samples (``train/signal``),
+        the bound is ``target_var · c√N``, but no less than ``target_var`` and no more than this (``train/target_var``).
+        By default four times ``target_var``
     :param dual_lr: Step of the dual ascent of a learned ``var_coef``, per rollout: ``λ ← λ · clip(V/δ, 0.1, 10)^dual_lr``,
         with V that of the last epoch. 0.5 is Newton's step, less is smoother.
     :param var_coef_bounds: Smallest and largest value of a learned ``var_coef``. They do not bind a fixed one.
@@ -174,8 +184,8 @@ class R2VPO(OnPolicyAlgorithm):
         gae_lambda: float = 0.95,
         *,
         var_coef: float | str | Schedule = "auto_1.0",
-        target_var: float | Schedule = 0.03,
-        max_target_var: float = 0.12,
+        target_var: float | str | Schedule = "auto",
+        max_target_var: float | None = None,
         dual_lr: float = 0.5,
         var_coef_bounds: tuple[float, float] = (0.05, 100.0),
         ratio_penalty: str = "two_sided",
@@ -257,7 +267,9 @@ class R2VPO(OnPolicyAlgorithm):
         """What follows from arguments that can be assigned later: schedules, discounting, λ at its initial value."""
         self._setup_lr_schedule()
         self.rollout_buffer.gamma, self.rollout_buffer.gae_lambda = self.gamma, self.gae_lambda
-        self.target_var = as_schedule(self.target_var)
+        if self.target_var == "auto":
+            self.target_var = VARIANCE_PER_FREEDOM * degrees_of_freedom(self.action_space)
+        self.target_var = as_schedule(self.target_var)  # type: ignore[arg-type]
         if not isinstance(self.var_coef, str):
             self.var_coef = as_schedule(self.var_coef)
         if self.clip_range_vf is not None:
@@ -335,12 +347,14 @@ class R2VPO(OnPolicyAlgorithm):
             parse_auto(self.var_coef, self.var_coef_bounds)
         else:
             check_schedule("var_coef", self.var_coef, "a number >= 0, 'auto' or 'auto_<initial value>'", not_negative)
-        check_schedule("target_var", self.target_var, "a number > 0", positive)
+        if self.target_var != "auto":
+            check_schedule("target_var", self.target_var, "a number > 0 or 'auto'", positive)
         if self.ratio_penalty not in RATIO_PENALTIES:
             raise ValueError(
                 f"`ratio_penalty` is {self.ratio_penalty!r}: allowed are {' and '.join(map(repr, RATIO_PENALTIES))}"
             )
-        check_number("max_target_var", self.max_target_var, "a number > 0", positive)
+        if self.max_target_var is not None:
+            check_number("max_target_var", self.max_target_var, "None (four times `target_var`) or a number > 0", positive)
         check_number("dual_lr", self.dual_lr, "a number > 0", positive)
         if self.clip_range_vf is not None:
             check_schedule("clip_range_vf", self.clip_range_vf, "None (no clipping) or a number > 0", positive)
@@ -482,7 +496,8 @@ class R2VPO(OnPolicyAlgorithm):
             return target_var
         correlation = self.signal.observe(self.policy, minibatches(max(self.batch_size, SIGNAL_BATCH_SIZE)))
         self.logger.record("train/signal", correlation)
-        return variance_worth_spending(correlation, target_var, self.max_target_var)
+        max_target_var = WIDENING * target_var if self.max_target_var is None else self.max_target_var
+        return variance_worth_spending(correlation, self.n_steps * self.n_envs, target_var, max_target_var)
 
     def _make_updater(self, target_var: float) -> Updater | CompiledUpdater:
         """

@@ -18,9 +18,10 @@ SCHEDULES = [lambda p: p, lambda p: 1e-3 * p, lambda p: 2 * p - 1, lambda p: 1e3
 GOOD = {
     **{name: SIZES for name in ("n_steps", "batch_size", "n_epochs")},
     **{name: FRACTIONS for name in ("gamma", "gae_lambda")},
-    **{name: POSITIVE for name in ("dual_lr", "max_target_var", "ent_coef", "vf_coef", "max_grad_norm")},
+    **{name: POSITIVE for name in ("dual_lr", "ent_coef", "vf_coef", "max_grad_norm")},
     "learning_rate": [x for x in POSITIVE if x <= 1000] + SCHEDULES,
-    "target_var": POSITIVE + SCHEDULES,
+    "target_var": ["auto", *POSITIVE, *SCHEDULES],
+    "max_target_var": [None, *POSITIVE],
     "target_kl": [None, *POSITIVE],
     "clip_range_vf": [None, *POSITIVE, *SCHEDULES],
     "var_coef": ["auto", *POSITIVE, *SCHEDULES],

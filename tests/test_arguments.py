@@ -36,6 +36,7 @@ BAD = [
     ("target_var", -0.02),
     ("target_var", float("inf")),
     ("target_var", "0.02"),
+    ("target_var", "automatic"),
     ("target_var", negative_schedule),
     ("max_target_var", 0.0),
     ("max_target_var", "lin_0.1"),

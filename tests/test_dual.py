@@ -1,8 +1,9 @@
 import pytest
 import torch as th
+from gymnasium import spaces
 
 from sb3_r2vpo import objective
-from sb3_r2vpo.dual import DualVariable, parse_auto, variance_worth_spending
+from sb3_r2vpo.dual import DualVariable, degrees_of_freedom, parse_auto, variance_worth_spending
 
 
 @pytest.mark.parametrize("dual_lr", [0.1, 0.5])
@@ -70,10 +71,41 @@ def test_does_not_move_when_fixed():
     assert fixed.value == 0.0
 
 
-@pytest.mark.parametrize("correlation, expected", [(-0.5, 0.02), (0.0, 0.02), (0.02, 0.04), (0.9, 0.1)])
-def test_variance_is_spent_where_there_is_signal(correlation, expected):
-    assert variance_worth_spending(correlation, 0.02, 0.1) == pytest.approx(expected)
-    assert variance_worth_spending(correlation, 0.3, 0.1) == 0.3
+@pytest.mark.parametrize("n_samples", [100, 10_000])
+@pytest.mark.parametrize(
+    "standard_errors, expected", [(-50, 0.02), (0, 0.02), (0.9, 0.02), (2, 0.04), (4.9, 0.098), (40, 0.1)]
+)
+def test_variance_is_spent_where_there_is_signal(standard_errors, expected, n_samples):
+    correlation = standard_errors / n_samples**0.5
+    assert variance_worth_spending(correlation, n_samples, 0.02, 0.1) == pytest.approx(expected)
+    assert variance_worth_spending(correlation, n_samples, 0.3, 0.1) == 0.3
+
+
+@pytest.mark.parametrize(
+    "space, expected",
+    [
+        (spaces.Box(-1, 1, (6,)), 6),
+        (spaces.Box(-1, 1, (2, 3)), 6),
+        (spaces.Discrete(2), 1),
+        (spaces.Discrete(5), 4),
+        (spaces.Discrete(1), 1),
+        (spaces.MultiDiscrete([2, 5, 3]), 7),
+        (spaces.MultiBinary(4), 4),
+        (spaces.MultiBinary([2, 2]), 4),
+    ],
+    ids=str,
+)
+def test_degrees_of_freedom(space, expected):
+    assert degrees_of_freedom(space) == expected
+
+
+def test_the_variances_of_independent_choices_add_up():
+    """Each dimension of a Gaussian that moves by the same part of its deviation, each bit that moves by the same odds."""
+    th.manual_seed(0)
+    gaussian = th.randn(1_000_000, 4, dtype=th.double)
+    log_ratios = 0.05 * gaussian - 0.05**2 / 2
+    variances = [objective.ratio_variance(log_ratios[:, :n].sum(1).exp()).item() for n in (1, 2, 4)]
+    assert variances == pytest.approx([variances[0], 2 * variances[0], 4 * variances[0]], rel=0.03)
 
 
 def test_auto_and_its_initial_value():

@@ -104,7 +104,7 @@ def test_a_learned_coefficient_holds_the_last_variance_at_the_target(ratio_penal
     "change",
     [
         dict(target_var=0.06),
-        dict(max_target_var=0.06),
+        dict(max_target_var=0.006),
         dict(dual_lr=0.25),
         dict(var_coef="auto_0.5"),
         dict(var_coef_bounds=(0.9, 100.0)),

@@ -34,7 +34,7 @@ def run_arguments(parser: argparse.ArgumentParser, results: Path, tasks: Sequenc
 
 def run_missing(runs: Iterable[Run], results: Path, n_jobs: int, script: str = "training.py") -> None:
     """
-    Run what the results lack, in the order given. What fails or is killed leaves nothing, and is named.
+    Run what the results lack, in the order given.
 
     :param runs: The trainings
     :param results: The results file
@@ -43,7 +43,19 @@ def run_missing(runs: Iterable[Run], results: Path, n_jobs: int, script: str = "
     """
     done = {key(record) for record in load(results)}
     missing = [run for run in runs if key(run._asdict()) not in done]
-    steps = [configuration(run)["total_timesteps"] / 1e6 for run in missing]
+    run_side_by_side(missing, [configuration(run)["total_timesteps"] / 1e6 for run in missing], results, n_jobs, script)
+
+
+def run_side_by_side(missing: Sequence[Any], steps: Sequence[float], results: Path, n_jobs: int, script: str) -> None:
+    """
+    Run all, each record appended when it is there. What fails or is killed leaves nothing, and is named.
+
+    :param missing: The trainings, named tuples
+    :param steps: Millions of timesteps of each
+    :param results: The results file
+    :param n_jobs: How many trainings side by side, each with one thread
+    :param script: What trains, a neighbour of this file
+    """
     results.parent.mkdir(parents=True, exist_ok=True)
     failed = []
     with (
@@ -64,7 +76,7 @@ def run_missing(runs: Iterable[Run], results: Path, n_jobs: int, script: str = "
                     bar.write(f"{name(run)} FAILED: {error}")
                     continue
                 append(results, record)
-                bar.write(f"{name(run)}: deterministic {record['deterministic'][-1]:.0f}, {record['wall_seconds']:.0f} s")
+                bar.write(f"{name(run)}: {record['wall_seconds']:.0f} s")
         except KeyboardInterrupt:
             pool.shutdown(cancel_futures=True)
             raise
@@ -72,7 +84,7 @@ def run_missing(runs: Iterable[Run], results: Path, n_jobs: int, script: str = "
         sys.exit(f"{len(failed)} of {len(missing)} failed: " + "; ".join(map(name, failed)))
 
 
-def run_in_process(run: Run, script: str) -> Record:
+def run_in_process(run: Any, script: str) -> Record:
     """
     :param run: A training
     :param script: What trains, a neighbour of this file
@@ -141,10 +153,11 @@ def key(record: Record) -> str:
     return json.dumps([record[field] for field in Run._fields], sort_keys=True)
 
 
-def name(run: Run) -> str:
+def name(run: Any) -> str:
     """
     :param run: A training
     :return: Its name
     """
     changes = "".join(f" {argument}={value}" for argument, value in run.changes.items())
-    return f"{run.regime} {run.task} {run.algorithm}{changes} seed {run.seed}"
+    what = " ".join(value for field, value in run._asdict().items() if field not in ("seed", "changes"))
+    return f"{what}{changes} seed {run.seed}"

@@ -62,7 +62,7 @@ def test_a_killed_run_leaves_nothing_and_is_named(tmp_path, monkeypatch):
         return popen([sys.executable, "-c", kill if run.algorithm.startswith("PPO") else print_record], **kwargs)
 
     monkeypatch.setattr(subprocess, "run", killed_if_ppo)
-    with pytest.raises(SystemExit, match=r"1 of 2 failed: small CheetahRun PPO 0\.2 seed 0"):
+    with pytest.raises(SystemExit, match=r"1 of 2 failed: CheetahRun small PPO 0\.2 seed 0"):
         runs.run_missing(RUNS[:2], results, n_jobs=2)
     assert [record["algorithm"] for record in runs.load(results)] == ["R2VPO"]
 

@@ -1,0 +1,50 @@
+"""The table of tuned hyperparameters: what counts, and what it says."""
+
+import json
+
+import figures
+import pytest
+import tuned
+from zoo_training import Training, as_json, entry
+
+
+def record_of(algorithm, seed, mean_return, **changes):
+    training = Training("Hopper-v5", algorithm, seed)
+    record = {**training._asdict(), "entry": as_json(entry(training)), "timesteps": 1_000_000, "mean_return": mean_return}
+    return {**record, "wall_seconds": 120.0, "cpu_seconds": 60.0, **changes}
+
+
+def test_the_peers_entries_are_those_of_rl_zoo_for_the_version_before():
+    ppo, trpo = (entry(Training("Hopper-v5", algorithm, 0)) for algorithm in ("ppo", "trpo"))
+    assert "clip_range" in ppo and "cg_max_steps" in trpo
+    assert ppo == entry(Training("Hopper-v4", "ppo", 0))
+    assert entry(Training("Hopper-v5", "ppo", 0, {"n_epochs": 3}))["n_epochs"] == 3
+    with pytest.raises(ValueError, match=r"r2vpo\.yml has no entry for Nowhere-v0"):
+        entry(Training("Nowhere-v0", "r2vpo", 0))
+
+
+@pytest.mark.parametrize("environment", tuned.ENVIRONMENTS)
+@pytest.mark.parametrize("algorithm", tuned.ALGORITHMS)
+def test_every_environment_has_an_entry_of_each(environment, algorithm):
+    assert entry(Training(environment, algorithm, 0))["n_timesteps"] > 0
+
+
+def test_runs_with_other_hyperparameters_do_not_count(tmp_path, capsys):
+    results = tmp_path / "tuned.jsonl"
+    other = record_of("r2vpo", 101, 2.0, entry={"n_steps": 1})
+    results.write_text("".join(json.dumps(record) + "\n" for record in (record_of("r2vpo", 100, 1.0), other)))
+    assert [record["seed"] for record in tuned.load(results)] == [100]
+    assert "1 runs of earlier entries do not count" in capsys.readouterr().err
+
+
+def test_the_report_says_mean_spread_and_worst(tmp_path, monkeypatch):
+    for name in ("REPORT", "README"):
+        (tmp_path / name).write_text("<!-- tuned -->\nold\n<!-- /tuned -->\n")
+        monkeypatch.setattr(tuned, name, tmp_path / name)
+    monkeypatch.setattr(figures, "IMAGES", tmp_path)
+    tuned.write_report([record_of("r2vpo", 100, 2000.0), record_of("r2vpo", 101, 3000.0), record_of("ppo", 100, 1500.0)])
+    text = (tmp_path / "REPORT").read_text()
+    assert "| Hopper-v5 | 2,500 ± 500, worst 2,000 (2 seeds) | 1,500 ± 0, worst 1,500 (1 seeds) | – |" in text
+    assert "| Hopper-v5 | 2.0 (1.0) for 1,000,000 steps |" in text
+    assert "old" not in (tmp_path / "README").read_text()
+    assert (tmp_path / "tuned.png").stat().st_size > 1000

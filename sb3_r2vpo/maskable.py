@@ -35,12 +35,6 @@ class MaskableR2VPO(R2VPO, MaskablePPO):  # type: ignore[misc]
     )
     policy_input = "action_masks"
 
-    def _setup_model(self) -> None:
-        # MaskablePPO would make a schedule of it
-        self.clip_range = 0.0
-        super()._setup_model()
-        del self.clip_range
-
     def collect_rollouts(
         self,
         env: VecEnv,

@@ -35,13 +35,13 @@ class FiniteObservations(BaseCallback):
         :param observations: Observations of all environments as the policy gets them, or a dictionary of such
         :raises NonFiniteObservationError: When one of them is not finite
         """
-        if all(_rows_finite(array).all() for array in _named(observations).values()):
+        if all(map(_is_finite, _named(observations).values())):
             return
         normalizer = self.model.get_vec_normalize_env()
         # One bad observation has spoilt the statistics, and with them the observations of all environments
         originals = observations if normalizer is None else normalizer.get_original_obs()
-        bad = {name: np.flatnonzero(~_rows_finite(array)) for name, array in _named(originals).items()}
-        where = [f"`{name}` of environment {rows[0]}" for name, rows in bad.items() if len(rows) > 0]
+        bad = {name: [i for i, row in enumerate(array) if not _is_finite(row)] for name, array in _named(originals).items()}
+        where = [f"`{name}` of environment {rows[0]}" for name, rows in bad.items() if rows]
         step = self.model.num_timesteps // self.model.n_envs
         raise NonFiniteObservationError(
             f"Not finite: {' and '.join(where) or '`observations` after normalization'}, at step {step} of the environment "
@@ -54,16 +54,17 @@ def _named(observations: Any) -> dict[str, np.ndarray]:
     return observations if isinstance(observations, dict) else {"observations": observations}
 
 
-def _rows_finite(array: np.ndarray) -> np.ndarray:
+def _is_finite(array: np.ndarray) -> bool:
     """
-    :param array: Of shape (n_envs, ...)
-    :return: Which rows the policy, whose numbers are float32, sees as finite, of shape (n_envs,)
+    :param array: Of any shape and type
+    :return: Whether the policy, whose numbers are float32, sees it as finite. It is asked at each step of a rollout
     """
-    if not np.issubdtype(array.dtype, np.floating):
-        return np.ones(1, dtype=bool)
-    with np.errstate(over="ignore"):
-        finite = np.isfinite(array.astype(np.float32, copy=False))
-    return np.asarray(finite.reshape(len(array), -1).all(axis=1))
+    if array.dtype.kind != "f":
+        return True
+    if array.dtype.itemsize > 4:
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float32)
+    return bool(np.isfinite(array).all())
 
 
 def check_finite(steps: np.ndarray, buffer: RolloutBuffer, num_timesteps: int) -> None:

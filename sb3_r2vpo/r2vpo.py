@@ -258,7 +258,10 @@ class R2VPO(OnPolicyAlgorithm):
         # Not in the constructor: `load` writes its arguments over the constructor's and then comes here
         self._check_arguments()
         vars(self).update({name: python_number(value) for name, value in vars(self).items()})
+        # The variants have an algorithm of sb3-contrib in between, which makes a schedule of it
+        self.clip_range = 0.0
         super()._setup_model()
+        del self.clip_range
         self.signal = StepSignal(self.policy)
         self._apply_arguments()
         use_fused_adam(self.policy.optimizer)
@@ -547,18 +550,20 @@ class R2VPO(OnPolicyAlgorithm):
             max_kl=float("inf") if self.target_kl is None else 1.5 * self.target_kl,
         )
 
-    def _value_now(self, name: str, schedule: Any) -> float:
+    def _value_now(self, name: str, schedule: Any, largest: float = math.inf) -> float:
         """
         :param name: Name of the argument
         :param schedule: The schedule that the argument has become
+        :param largest: The largest value that is allowed
         :return: Its value at the current progress, zero where it is negative
-        :raises ValueError: When that is not a finite number
+        :raises ValueError: When that is not a finite number, or larger
         """
         value = schedule(self._current_progress_remaining)
-        if not is_number(value):
+        if not is_number(value) or value > largest:
             raise ValueError(
                 f"`{name}` is a schedule that gives {value} at a remaining progress of "
                 f"{self._current_progress_remaining:.4f}: its values must be finite"
+                f"{f' and at most {largest:g}' if largest < math.inf else ''}"
             )
         return max(value, 0.0)
 
@@ -576,12 +581,7 @@ class R2VPO(OnPolicyAlgorithm):
         self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
-        learning_rate = self._value_now("learning_rate", self.lr_schedule)
-        if learning_rate > MAX_LEARNING_RATE:
-            raise ValueError(
-                f"`learning_rate` is a schedule that gives {learning_rate:g} at a remaining progress of "
-                f"{self._current_progress_remaining:.4f}: its values must be at most {MAX_LEARNING_RATE:g}"
-            )
+        learning_rate = self._value_now("learning_rate", self.lr_schedule, MAX_LEARNING_RATE)
         self.logger.record("train/learning_rate", learning_rate)
         for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
             update_learning_rate(optimizer, learning_rate)

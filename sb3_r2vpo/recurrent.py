@@ -45,10 +45,7 @@ class RecurrentR2VPO(R2VPO, RecurrentPPO):  # type: ignore[misc]
         super().__init__(policy, env, learning_rate, n_steps, batch_size, *args, **kwargs)
 
     def _setup_model(self) -> None:
-        # RecurrentPPO would make a schedule of it
-        self.clip_range = 0.0
         super()._setup_model()
-        del self.clip_range
         if self.rollout_buffer_class is not None:
             # An argument that RecurrentPPO does not have
             self.rollout_buffer = self.rollout_buffer_class(  # type: ignore[misc]

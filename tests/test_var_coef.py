@@ -133,3 +133,9 @@ def test_a_coefficient_at_its_bound_says_so():
 def test_a_schedule_that_fails_later_is_named(name):
     with pytest.raises(ValueError, match=rf"`{name}` is a schedule that gives nan at a remaining progress of 0\.0078"):
         logged_during(["train/var_coef"], 2, **{name: lambda progress: 0.02 if progress > 0.6 else float("nan")})
+
+
+def test_a_learning_rate_that_grows_too_large_is_named():
+    message = r"`learning_rate` is a schedule that gives 2000\.0 at a remaining progress of 0\.0078.*finite and at most 1000$"
+    with pytest.raises(ValueError, match=message):
+        logged_during(["train/var_coef"], 2, learning_rate=lambda progress: 0.0 if progress > 0.6 else 2000.0)

@@ -3,7 +3,8 @@ Speed of the compiled gradient step and of compiled rollouts beside those of ano
 
     python benchmarks/speed_against.py 202534f
 
-Prints the medians of the ratios, each taken within a turn, so that a machine whose speed drifts favours none.
+Prints the medians of the ratios, each taken within a turn, so that a machine whose speed drifts favours none. The time is that
+of the processor. The environment costs next to nothing: what rollouts take is all our own and SB3's.
 """
 
 import argparse
@@ -49,7 +50,7 @@ def compare(packages: list[Any], batch_size: int, n_turns: int) -> dict[str, tup
     :param packages: The other package and this one
     :param batch_size: Minibatch size
     :param n_turns: How often each is measured
-    :return: Of update and rollout: microseconds per minibatch and per step here, ratio to the other
+    :return: Of update, rollout and both: microseconds here per minibatch, per step and per step, ratio to the other
     """
     n_steps = max(2048, 4 * batch_size) // N_ENVS
     models = []
@@ -61,18 +62,20 @@ def compare(packages: list[Any], batch_size: int, n_turns: int) -> dict[str, tup
         "update": (lambda model, _: model.train(), models[0].n_epochs * n_steps * N_ENVS // batch_size),
         "rollout": (lambda model, c: model.collect_rollouts(model.env, c, model.rollout_buffer, n_steps), n_steps),
     }
-    answer = {}
-    for name, (part, n) in parts.items():
-        turns = []
-        for turn in range(n_turns):
+    turns: dict[str, list[list[float]]] = {name: [] for name in parts}
+    for turn in range(n_turns):
+        for name, (part, _) in parts.items():
             taken = [0.0, 0.0]
             for i in (0, 1) if turn % 2 else (1, 0):
-                start = time.perf_counter()
+                start = time.process_time()
                 part(models[i], callbacks[i])
-                taken[i] = time.perf_counter() - start
-            turns.append(taken)
-        here = statistics.median(this for _, this in turns[1:]) / n
-        answer[name] = (here * 1e6, statistics.median(this / other for other, this in turns[1:]))
+                taken[i] = time.process_time() - start
+            turns[name].append(taken)
+    turns["both"] = [[sum(x) for x in zip(*taken, strict=True)] for taken in zip(*turns.values(), strict=True)]
+    answer = {}
+    for name, n in [*((name, n) for name, (_, n) in parts.items()), ("both", n_steps)]:
+        here = statistics.median(this for _, this in turns[name][1:]) / n
+        answer[name] = (here * 1e6, statistics.median(this / other for other, this in turns[name][1:]))
     return answer
 
 

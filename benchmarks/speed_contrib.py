@@ -3,11 +3,14 @@ Speed of the gradient step with action masks and with an LSTM beside sb3-contrib
 
     python benchmarks/speed_contrib.py          # writes benchmarks/results/speed_contrib.json and the README's table
 
-The models take turns in one process with one thread: a machine whose speed drifts does not favour one.
+The models take turns in one process with one thread, and the time is that of the processor: neither a machine whose speed
+drifts nor one that has other things to do favours one.
 """
 
 import argparse
+import datetime
 import json
+import os
 import statistics
 import time
 from pathlib import Path
@@ -25,7 +28,7 @@ from tqdm import tqdm
 from sb3_r2vpo import MaskableR2VPO, RecurrentR2VPO
 
 RESULTS = Path(__file__).parent / "results" / "speed_contrib.json"
-N_STEPS, N_EPOCHS, BATCH_SIZES = 2048, 10, (64, 256, 1024)
+N_STEPS, N_EPOCHS, BATCH_SIZES = 2048, 2, (64, 256, 1024)
 
 
 def masked_env() -> VecEnv:
@@ -75,9 +78,9 @@ def measure(batch_size: int, repeats: int) -> dict[str, list[float]]:
     values: dict[str, list[float]] = {name: [] for name in models}
     for _ in tqdm(range(repeats), desc=f"batch {batch_size}"):
         for name, model in models.items():
-            start = time.perf_counter()
+            start = time.process_time()
             model.train()
-            values[name].append(1000 * (time.perf_counter() - start) * batch_size / (N_EPOCHS * N_STEPS))
+            values[name].append(1000 * (time.process_time() - start) * batch_size / (N_EPOCHS * N_STEPS))
     return values
 
 
@@ -97,7 +100,9 @@ def table(results: dict[str, Any]) -> str:
         }
         cells = [f"{statistics.median(values[name]):.2f} ({ratios[name]:.1f}×)" for name in IMPLEMENTATIONS]
         lines.append(f"| batch {batch_size} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", f"{results['machine']}, one thread, torch {results['torch']}."])
+    load = f"{results['load']:.0f} processes at a time on " if results["load"] > 1.5 else ""
+    where = f"Processor time, {load}{results['machine']}, one thread, {results['date']}, torch {results['torch']}."
+    return "\n".join([*lines, "", where])
 
 
 if __name__ == "__main__":
@@ -106,6 +111,13 @@ if __name__ == "__main__":
     args = parser.parse_args()
     th.set_num_threads(1)
     milliseconds = {str(batch_size): measure(batch_size, args.repeats) for batch_size in BATCH_SIZES}
-    results = dict(machine=machine("cpu"), torch=th.__version__, milliseconds=milliseconds)
+    results = dict(
+        machine=machine("cpu"),
+        # Those who wait for a processor count too, this process among them
+        load=os.getloadavg()[-1],
+        date=datetime.date.today().isoformat(),
+        torch=th.__version__,
+        milliseconds=milliseconds,
+    )
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     replace_in(README, "speed_contrib", table(results))

@@ -16,7 +16,9 @@ class RecurrentR2VPO(R2VPO, RecurrentPPO):  # type: ignore[misc]
     RecurrentPPO, and it stands wherever RecurrentPPO does. A minibatch holds sequences, padded to the same length; the
     padding has no part in the update.
 
-    The gradient step is not compiled: minibatches differ in the number and length of their sequences.
+    The gradient step is not compiled: minibatches differ in the number and length of their sequences (on CartPole 63 ways in
+    160 minibatches, each of which would have to be compiled for), and the policies' code asks tensors for their values. It is
+    faster than RecurrentPPO's all the same, as the LSTM runs through a minibatch at once.
 
     :param policy: The policy model to use (MlpLstmPolicy, CnnLstmPolicy, MultiInputLstmPolicy)
     :param env: The environment to learn from (if registered in Gym, can be str)

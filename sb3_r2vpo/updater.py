@@ -13,7 +13,7 @@ from stable_baselines3.common.type_aliases import RolloutBufferSamples
 
 from sb3_r2vpo import objective
 from sb3_r2vpo.dual import DualVariable
-from sb3_r2vpo.rollouts import Samples, real_samples, without_padding
+from sb3_r2vpo.rollouts import Samples, real_samples, with_first_states_reset, without_padding
 
 
 class Coefficients(NamedTuple):
@@ -154,6 +154,7 @@ def evaluate_actions(policy: ActorCriticPolicy, batch: Samples) -> tuple[th.Tens
     elif isinstance(policy.action_space, spaces.MultiBinary):
         # Their distribution takes no integers, and the buffers of LSTM policies hold them as the environment has them
         actions = actions.to(batch.old_log_prob.dtype)
+    batch = with_first_states_reset(batch)
     others = {name: value for name, value in batch._asdict().items() if name not in (*RolloutBufferSamples._fields, "mask")}
     with unchanged(policy.action_dist):
         values, log_prob, entropy = policy.evaluate_actions(batch.observations, actions, **others)

@@ -282,6 +282,25 @@ def test_padding_has_no_part_in_the_update():
     assert update.evaluate(batch._replace(advantages=advantages))[1].policy_gradient_loss != metrics.policy_gradient_loss
 
 
+@pytest.mark.parametrize("lstm", [{}, dict(n_lstm_layers=2, shared_lstm=True, enable_critic_lstm=False)])
+def test_an_lstm_runs_through_a_minibatch_at_once(lstm):
+    """The values are those of sb3-contrib, which goes from timestep to timestep."""
+    model = recurrent(policy_kwargs={**LSTM["policy_kwargs"], **lstm}).learn(128)
+    batch = next(model.rollout_buffer.get(64))
+    starts = batch.episode_starts.unflatten(0, (batch.lstm_states.pi[0].shape[1], -1))
+    assert starts[:, 0].sum() > 1 and batch.lstm_states.pi[0][:, starts[:, 0] == 1].any(), "there is something to reset"
+    real, calls = batch.mask > 0.5, []
+    actions = batch.actions.long().flatten()
+    expected = model.policy.evaluate_actions(batch.observations, actions, batch.lstm_states, batch.episode_starts)
+    model.policy.lstm_actor.register_forward_hook(lambda *_: calls.append(1))
+    th.testing.assert_close(evaluate_actions(model.policy, batch), tuple(x[real] for x in expected))
+    assert len(calls) == 1
+    # Another buffer may have episodes start within a sequence
+    starts[0, 1] = 1.0
+    evaluate_actions(model.policy, batch._replace(episode_starts=starts.flatten()))
+    assert len(calls) > 2
+
+
 def test_multi_binary_actions_with_an_lstm():
     class Switches(gym.ActionWrapper):
         action_space = spaces.MultiBinary(2)

@@ -38,7 +38,7 @@ test-oldest: RESOLUTION = lowest-direct
 test-newest: RESOLUTION = highest
 test-oldest test-newest: install
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)-$(RESOLUTION)
+	$(BIN)/uv venv --quiet --clear --seed --python $(BIN)/python $(VENV)-$(RESOLUTION)
 	$(BIN)/uv pip install --quiet --python $(VENV)-$(RESOLUTION) --resolution $(RESOLUTION) \
 		--editable ".[mujoco,envpool,contrib,zoo,postgresql,tests]"
 	$(VENV)-$(RESOLUTION)/bin/python -m pytest --numprocesses auto

@@ -259,9 +259,9 @@ class R2VPO(OnPolicyAlgorithm):
         self._check_arguments()
         vars(self).update({name: python_number(value) for name, value in vars(self).items()})
         # The variants have an algorithm of sb3-contrib in between, which makes a schedule of it
-        self.clip_range = 0.0
+        vars(self)["clip_range"] = 0.0
         super()._setup_model()
-        del self.clip_range
+        del vars(self)["clip_range"]
         self.signal = StepSignal(self.policy)
         self._apply_arguments()
         use_fused_adam(self.policy.optimizer)

@@ -20,6 +20,7 @@ from stable_baselines3.common.logger import TensorBoardOutputFormat, configure
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_r2vpo.files import check_model_file, remove_partial_files, write_file
+from sb3_r2vpo.workers import own_rank
 
 Algorithm = TypeVar("Algorithm", bound=BaseAlgorithm)
 SelfCallback = TypeVar("SelfCallback", bound="ResumableCheckpointCallback")
@@ -288,7 +289,7 @@ def load_checkpoint(path: str | Path, algorithm: type[Algorithm], env: VecEnv, *
     if model.seed is not None:
         # Not once more the random numbers from the start of training
         model.set_random_seed((model.seed + model.num_timesteps) % 2**32)
-    if place["log_dir"] is not None:
+    if place["log_dir"] is not None and own_rank() == 0:
         continue_tensorboard(model, place["log_dir"])
     return model
 

@@ -15,6 +15,7 @@ from stable_baselines3.common.monitor import Monitor, ResultsWriter
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from sb3_r2vpo.arguments import check_integer
+from sb3_r2vpo.workers import n_processes
 
 #: What EnvPool adds to the infos of the environments themselves
 POOL_INFO = ("env_id", "players", "elapsed_step")
@@ -37,7 +38,8 @@ class EnvPoolVecEnv(VecEnv):
     :param monitor_dir: Path to a folder where the monitor file will be saved, one for all environments.
         If None, no file will be written.
     :param env_kwargs: Optional keyword arguments to pass to EnvPool, e.g. ``dict(max_episode_steps=200)``
-    :param num_threads: Number of threads that step the environments (0: one per core, ``n_envs`` at most)
+    :param num_threads: Number of threads that step the environments (0: one per core, ``n_envs`` at most; of processes
+        that torchrun has started each has its share of the cores)
     :param flatten_dict: Whether to make one vector of a dictionary observation, its entries in EnvPool's order.
         If False, it is for ``MultiInputPolicy``.
     :raises ImportError: When EnvPool is not installed
@@ -62,7 +64,12 @@ class EnvPoolVecEnv(VecEnv):
         check_env_id(env_id)
         self.env_id = env_id
         self._make_pool: Callable[..., Any] = partial(
-            envpool.make_gymnasium, env_id, num_envs=n_envs, batch_size=n_envs, num_threads=num_threads, **env_kwargs
+            envpool.make_gymnasium,
+            env_id,
+            num_envs=n_envs,
+            batch_size=n_envs,
+            num_threads=num_threads or default_threads(),
+            **env_kwargs,
         )
         self._spec: Any = envpool.make_spec(env_id, **env_kwargs)
         observation_space, self._convert_obs = _convert_observations(env_id, self._spec.observation_space, flatten_dict)
@@ -205,7 +212,8 @@ def make_envpool_vec_env(
     :param monitor_dir: Path to a folder where the monitor file will be saved, one for all environments.
         If None, no file will be written.
     :param env_kwargs: Optional keyword arguments to pass to EnvPool, e.g. ``dict(max_episode_steps=200)``
-    :param num_threads: Number of threads that step the environments (0: one per core, ``n_envs`` at most)
+    :param num_threads: Number of threads that step the environments (0: one per core, ``n_envs`` at most; of processes
+        that torchrun has started each has its share of the cores)
     :param flatten_dict: Whether to make one vector of a dictionary observation, its entries in EnvPool's order.
         If False, it is for ``MultiInputPolicy``.
     :return: The environments
@@ -214,6 +222,13 @@ def make_envpool_vec_env(
     # Prepare the seeds for the first reset
     vec_env.seed(seed)
     return vec_env
+
+
+def default_threads() -> int:
+    """
+    :return: This process's share of the cores; 0, for EnvPool's own default, where there is no other process
+    """
+    return max(1, (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"])) if n_processes() > 1 else 0
 
 
 def import_envpool() -> ModuleType:

@@ -58,9 +58,10 @@ class MaskableR2VPO(R2VPO, MaskablePPO):  # type: ignore[misc]
         """
         if use_masking and is_masking_supported(env):
             check_shape(get_action_masks(env), self.action_space)
+        self._workers.before_rollout(self)
         finished = MaskablePPO.collect_rollouts(self, env, callback, rollout_buffer, n_rollout_steps, use_masking)
         check_actions_left(rollout_buffer.action_masks, self.action_space)  # type: ignore[attr-defined]
-        return finished
+        return self._workers.after_rollout(self, finished)
 
     def learn(  # type: ignore[override]
         self: SelfMaskableR2VPO,

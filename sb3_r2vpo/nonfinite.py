@@ -1,5 +1,6 @@
 """What is not finite: an observation ends the rollout, a gradient step is skipped and ends training after the update."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,13 @@ class NonFiniteObservationError(ValueError):
 class FiniteObservations(BaseCallback):
     """
     Ends training at the first observation that is NaN or infinite, before the policy makes an action of it.
+
+    :param world_size: Number of processes that train the model
     """
+
+    def __init__(self, world_size: int) -> None:
+        super().__init__()
+        self.world_size = world_size
 
     def _on_rollout_start(self) -> None:
         # The only one of a reset
@@ -42,7 +49,7 @@ class FiniteObservations(BaseCallback):
         originals = observations if normalizer is None else normalizer.get_original_obs()
         bad = {name: [i for i, row in enumerate(array) if not _is_finite(row)] for name, array in _named(originals).items()}
         where = [f"`{name}` of environment {rows[0]}" for name, rows in bad.items() if rows]
-        step = self.model.num_timesteps // self.model.n_envs
+        step = self.model.num_timesteps // (self.model.n_envs * self.world_size)
         raise NonFiniteObservationError(
             f"Not finite: {' and '.join(where) or '`observations` after normalization'}, at step {step} of the environment "
             f"({self.model.num_timesteps} timesteps). The policy got no such observation and the weights are finite. "
@@ -67,11 +74,14 @@ def _is_finite(array: np.ndarray) -> bool:
     return bool(np.isfinite(array).all())
 
 
-def check_finite(steps: np.ndarray, buffer: RolloutBuffer, num_timesteps: int) -> None:
+def check_finite(
+    steps: np.ndarray, buffer: RolloutBuffer, num_timesteps: int, everywhere: Callable[[list[str]], list[str]]
+) -> None:
     """
     :param steps: Metrics of the gradient steps of one update, of shape (n_gradient_steps, n_metrics)
     :param buffer: The rollout
     :param num_timesteps: Number of environment steps so far
+    :param everywhere: From what was found in this process to what was found in any
     :raises NonFiniteUpdateError: When a loss or gradient was not finite
     """
     finite = np.isfinite(steps)
@@ -79,7 +89,7 @@ def check_finite(steps: np.ndarray, buffer: RolloutBuffer, num_timesteps: int) -
     if len(skipped) == 0:
         return
     in_step = [name.replace("_", " ") for name, ok in zip(Metrics._fields, finite[skipped[0]], strict=True) if not ok]
-    in_rollout = not_finite_in(buffer)
+    in_rollout = everywhere(not_finite_in(buffer))
     if in_rollout:
         advice = "Look for the source in the environment, e.g. with VecCheckNan."
     elif set(in_step) <= {"loss", "gradient norm"}:

@@ -18,7 +18,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import explained_variance, update_learning_rate
+from stable_baselines3.common.utils import update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_r2vpo.arguments import (
@@ -47,6 +47,7 @@ from sb3_r2vpo.nonfinite import FiniteObservations, check_finite
 from sb3_r2vpo.rollouts import Samples, minibatch_source, yields_plain_minibatches
 from sb3_r2vpo.signal import StepSignal
 from sb3_r2vpo.updater import Coefficients, Metrics, Updater, use_fused_adam
+from sb3_r2vpo.workers import find_workers
 
 SelfR2VPO = TypeVar("SelfR2VPO", bound="R2VPO")
 
@@ -91,7 +92,7 @@ class R2VPO(OnPolicyAlgorithm):
     :param n_steps: The number of steps to run for each environment per update
         (i.e. rollout buffer size is n_steps * n_envs where n_envs is number of environment copies running in parallel)
         NOTE: n_steps * n_envs must be greater than 1 (because of the advantage normalization)
-    :param batch_size: Minibatch size
+    :param batch_size: Minibatch size, of several processes (``torchrun``) together; the environments are those of each
     :param n_epochs: Number of epoch when optimizing the surrogate loss
     :param gamma: Discount factor
     :param gae_lambda: Factor for trade-off of bias vs variance for Generalized Advantage Estimator
@@ -210,6 +211,8 @@ class R2VPO(OnPolicyAlgorithm):
         _init_setup_model: bool = True,
     ):
         reject_clip_range(clip_range)
+        # Before anything asks for the device
+        self._workers = find_workers(device)
         # Not `super()`: the variants have an algorithm of sb3-contrib in between, with another clip range to set
         OnPolicyAlgorithm.__init__(
             self,
@@ -229,7 +232,7 @@ class R2VPO(OnPolicyAlgorithm):
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
             policy_kwargs=policy_kwargs,
-            verbose=verbose,
+            verbose=verbose if self.rank == 0 else 0,
             device=device,
             seed=seed,
             _init_setup_model=False,
@@ -257,6 +260,8 @@ class R2VPO(OnPolicyAlgorithm):
     def _setup_model(self) -> None:
         # Not in the constructor: `load` writes its arguments over the constructor's and then comes here
         self._check_arguments()
+        if self.rank > 0:
+            self.verbose = 0
         vars(self).update({name: python_number(value) for name, value in vars(self).items()})
         # The variants have an algorithm of sb3-contrib in between, which makes a schedule of it
         vars(self)["clip_range"] = 0.0
@@ -342,6 +347,7 @@ class R2VPO(OnPolicyAlgorithm):
         )
         check_integer("n_steps", self.n_steps, minimum=1)
         check_integer("batch_size", self.batch_size, minimum=1)
+        self._workers.check_batch_size(self.batch_size)
         check_integer("n_epochs", self.n_epochs, minimum=1)
         check_number("gamma", self.gamma, "a number from 0 to 1", lambda x: 0 <= x <= 1)
         check_number("gae_lambda", self.gae_lambda, "a number from 0 to 1", lambda x: 0 <= x <= 1)
@@ -402,8 +408,22 @@ class R2VPO(OnPolicyAlgorithm):
                 "to normalize the advantages, or pass `normalize_advantage=False`"
             )
 
+    @property
+    def rank(self) -> int:
+        """
+        :return: The number of this process among those that train the model, 0 for the first or only one, which writes files
+        """
+        return self._workers.rank
+
+    @property
+    def _rollout_size(self) -> int:
+        """
+        :return: Number of timesteps in a rollout, of all processes
+        """
+        return self.n_steps * self.n_envs * self._workers.world_size
+
     def _warn_of_truncated_minibatch(self) -> None:
-        buffer_size = self.n_steps * self.n_envs
+        buffer_size = self._rollout_size
         if buffer_size % self.batch_size > 0:
             warnings.warn(
                 f"You have specified a mini-batch size of {self.batch_size},"
@@ -434,14 +454,16 @@ class R2VPO(OnPolicyAlgorithm):
         """
         any_code = self.compile is True
         compiled = self._compile_forward()
+        self._workers.before_rollout(self)
         with compiled_forward(self.policy, self._forward_programs, any_code) if compiled else nullcontext():
-            return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+            finished = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        return self._workers.after_rollout(self, finished)
 
     def _compile_forward(self) -> bool:
         """
         :return: Whether to compile the forward pass: always, never, or when it pays once the gradient step is compiled
         """
-        vector_steps_left = (self._total_timesteps - self.num_timesteps) / self.n_envs
+        vector_steps_left = (self._total_timesteps - self.num_timesteps) / self._rollout_size * self.n_steps
         pays = len(self._forward_programs) > 0 or (len(self._programs) > 0 and vector_steps_left >= COMPILE_FORWARD_PAYS_FROM)
         return is_compilable(self.policy) and (self.compile is True or (self.compile == "auto" and pays))
 
@@ -468,7 +490,7 @@ class R2VPO(OnPolicyAlgorithm):
         for epoch in range(self.n_epochs):
             metrics.append([])
             # Do a complete pass on the rollout buffer
-            for rollout_data in minibatches(self.batch_size):
+            for rollout_data in self._workers.minibatches(minibatches, self.batch_size, self.normalize_advantage):
                 step_metrics = update(rollout_data)
                 metrics[-1].append(step_metrics)
                 # Only a limit is worth waiting for the device
@@ -497,10 +519,11 @@ class R2VPO(OnPolicyAlgorithm):
         target_var = max(self._value_now("target_var", self.target_var), MIN_TARGET_VAR)
         if not self.dual.learned:
             return target_var
-        correlation = self.signal.observe(self.policy, minibatches(max(self.batch_size, SIGNAL_BATCH_SIZE)))
+        rollout = minibatches(max(self.batch_size, SIGNAL_BATCH_SIZE))
+        correlation = self.signal.observe(self.policy, rollout, self._workers.correlation)
         self.logger.record("train/signal", correlation)
         max_target_var = WIDENING * target_var if self.max_target_var is None else self.max_target_var
-        return variance_worth_spending(correlation, self.n_steps * self.n_envs, target_var, max_target_var)
+        return variance_worth_spending(correlation, self._rollout_size, target_var, max_target_var)
 
     def _make_updater(self, target_var: float) -> Updater | CompiledUpdater:
         """
@@ -508,6 +531,7 @@ class R2VPO(OnPolicyAlgorithm):
         :return: What takes the gradient steps of this rollout
         """
         updater = self.updater_class(self.policy, self.dual, self._current_coefficients(target_var))
+        updater.average = self._workers.average
         if self._compile_step():
             disturbed = not yields_plain_minibatches(self.rollout_buffer)
             return CompiledUpdater(updater, self._programs, any_code=self.compile is True, disturbed=disturbed)
@@ -518,9 +542,8 @@ class R2VPO(OnPolicyAlgorithm):
         :return: Whether to compile the gradient step: always, never, or when there is enough left to do in this call of
             ``learn`` or the work of compiling is already done
         """
-        rollout_size = self.n_steps * self.n_envs
-        rollouts_left = 1 + max(0, math.ceil((self._total_timesteps - self.num_timesteps) / rollout_size))
-        gradient_steps_left = rollouts_left * self.n_epochs * math.ceil(rollout_size / self.batch_size)
+        rollouts_left = 1 + max(0, math.ceil((self._total_timesteps - self.num_timesteps) / self._rollout_size))
+        gradient_steps_left = rollouts_left * self.n_epochs * math.ceil(self._rollout_size / self.batch_size)
         pays = len(self._programs) > 0 or (self.device.type == "cpu" and gradient_steps_left >= COMPILE_PAYS_FROM)
         return self.compile is True or (self.compile == "auto" and pays and self._only_known_code())
 
@@ -545,7 +568,8 @@ class R2VPO(OnPolicyAlgorithm):
             vf_coef=self.vf_coef,
             max_grad_norm=self.max_grad_norm,
             two_sided=self.ratio_penalty == "two_sided",
-            normalize_advantage=self.normalize_advantage,
+            # Several processes have done so for all their minibatches at once
+            normalize_advantage=self.normalize_advantage and self._workers.world_size == 1,
             clip_range_vf=None if self.clip_range_vf is None else self._value_now("clip_range_vf", self.clip_range_vf),
             max_kl=float("inf") if self.target_kl is None else 1.5 * self.target_kl,
         )
@@ -569,10 +593,13 @@ class R2VPO(OnPolicyAlgorithm):
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         # Before the user's, which then never see what ends the training
-        check = FiniteObservations()
-        check.init_callback(self)
-        callbacks = CallbackList([check, super()._init_callback(callback, progress_bar)])
+        first, callback, progress_bar = self._workers.callbacks(callback, progress_bar)
+        callbacks = CallbackList(
+            [*first, FiniteObservations(self._workers.world_size), super()._init_callback(callback, progress_bar)]
+        )
         callbacks.model = self
+        for each in callbacks.callbacks[:-1]:
+            each.init_callback(self)
         return callbacks
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
@@ -595,7 +622,9 @@ class R2VPO(OnPolicyAlgorithm):
         :raises NonFiniteUpdateError: When a minibatch had to be skipped
         """
         steps = th.stack([step for epoch in metrics for step in epoch]).cpu().numpy()
-        check_finite(steps, self.rollout_buffer, self.num_timesteps)
+        is_largest = Metrics._fields.index("ratio_max")
+        steps[:, is_largest] = self._workers.after_update(self.policy, steps[:, is_largest])
+        check_finite(steps, self.rollout_buffer, self.num_timesteps, self._workers.everywhere)
         return Metrics(*steps.T), Metrics(*steps[-len(metrics[-1]) :].T)
 
     def _log_update(self, every: Metrics, last_epoch: Metrics, coefficients: Coefficients) -> None:
@@ -604,7 +633,9 @@ class R2VPO(OnPolicyAlgorithm):
         :param last_epoch: Those of the last epoch
         :param coefficients: What the gradient steps had in common
         """
-        explained_var = explained_variance(self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten())
+        explained_var = self._workers.explained_variance(
+            self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten()
+        )
 
         self.logger.record("train/entropy_loss", np.mean(every.entropy_loss))
         self.logger.record("train/policy_gradient_loss", np.mean(every.policy_gradient_loss))
@@ -627,6 +658,25 @@ class R2VPO(OnPolicyAlgorithm):
         if coefficients.clip_range_vf is not None:
             self.logger.record("train/clip_range_vf", coefficients.clip_range_vf)
 
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """
+        Set the seed of the pseudo-random generators, as in SB3. Of several processes each has its own.
+
+        :param seed: The seed of the model
+        """
+        super().set_random_seed(self._workers.own_seed(seed))
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        self._workers.begin(self, total_timesteps, reset_num_timesteps)
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+
     def learn(
         self: SelfR2VPO,
         total_timesteps: int,
@@ -646,7 +696,7 @@ class R2VPO(OnPolicyAlgorithm):
         )
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_programs", "_forward_programs"]
+        return [*super()._excluded_save_params(), "_programs", "_forward_programs", "_workers"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()
@@ -670,10 +720,14 @@ class R2VPO(OnPolicyAlgorithm):
         if not isinstance(path, (str, pathlib.Path)):
             super().save(path, exclude, include)
             return
+        # As SB3 has it
+        file = str(path) if pathlib.Path(path).suffix else f"{path}.zip"
+        self._workers.write_once(file, lambda: write_file(file, self._saved(exclude, include)))
+
+    def _saved(self, exclude: Iterable[str] | None, include: Iterable[str] | None) -> bytes:
         buffer = io.BytesIO()
         super().save(buffer, exclude, include)
-        # As SB3 has it
-        write_file(path if pathlib.Path(path).suffix else f"{path}.zip", buffer.getvalue())
+        return buffer.getvalue()
 
     def set_parameters(
         self,

@@ -1,7 +1,7 @@
 """How much of a step of the policy was signal: its correlation with advantages that it has not seen."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch as th
@@ -14,6 +14,15 @@ from sb3_r2vpo.updater import evaluate_actions
 
 #: Share of the newest measurement in the running mean
 NEWEST = 0.2
+
+
+def correlate(x: th.Tensor, y: th.Tensor) -> th.Tensor:
+    """
+    :param x: One value for each sample
+    :param y: Another one
+    :return: Their correlation, not finite where one of them is constant
+    """
+    return th.corrcoef(th.stack([x, y]).double())[0, 1]
 
 
 class StepSignal(nn.Module):
@@ -40,21 +49,27 @@ class StepSignal(nn.Module):
         self.register_buffer("correlation", th.tensor(math.nan, device=policy.device))
 
     @th.no_grad()
-    def observe(self, policy: ActorCriticPolicy, rollout: Iterable[Samples]) -> float:
+    def observe(
+        self,
+        policy: ActorCriticPolicy,
+        rollout: Iterable[Samples],
+        correlate: Callable[[th.Tensor, th.Tensor], th.Tensor] = correlate,
+    ) -> float:
         """
         Measure the step that led to this policy, and remember the policy for the next one.
 
         :param policy: π_k, which has collected the rollout
         :param rollout: All samples of the rollout
+        :param correlate: The correlation of two values of each sample, where other processes have samples too
         :return: The running mean of the correlation, 0 as long as there was no step
         """
         if self._was_step(policy):
             with other_weights(policy, self.previous_weights):
                 log_ratios, advantages = zip(*(step_and_advantages(policy, batch) for batch in rollout), strict=True)
-            correlation = th.corrcoef(th.stack([th.cat(log_ratios), th.cat(advantages)]).double())[0, 1]
-            if th.isfinite(correlation):  # Advantages that are all the same have none
-                before = correlation if th.isnan(self.correlation) else self.correlation
-                self.correlation.copy_((1.0 - NEWEST) * before + NEWEST * correlation)
+            newest = correlate(th.cat(log_ratios), th.cat(advantages))
+            if th.isfinite(newest):  # Advantages that are all the same have none
+                before = newest if th.isnan(self.correlation) else self.correlation
+                self.correlation.copy_((1.0 - NEWEST) * before + NEWEST * newest)
         self.remember(policy)
         return 0.0 if th.isnan(self.correlation) else self.correlation.item()
 

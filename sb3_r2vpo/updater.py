@@ -1,7 +1,7 @@
 """One gradient step of R2VPO on one minibatch."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -42,7 +42,11 @@ class Coefficients(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """Scalar tensors that a gradient step leaves on the device. The losses are minimized, as in SB3."""
+    """
+    Scalar tensors that a gradient step leaves on the device. The losses are minimized, as in SB3.
+
+    The last one, ``ratio_max``, is the only one that cannot be averaged over parts of a minibatch.
+    """
 
     loss: th.Tensor
     policy_gradient_loss: th.Tensor
@@ -69,6 +73,8 @@ class Updater:
 
     #: What a subclass with another objective replaces
     surrogate = staticmethod(objective.surrogate)
+    #: Where minibatches are parts of larger ones, with other parts in other processes: makes a vector their mean, in place
+    average: Callable[[th.Tensor], None] | None = None
 
     def __init__(self, policy: ActorCriticPolicy, dual: DualVariable, coefficients: Coefficients) -> None:
         self.policy = policy
@@ -96,11 +102,36 @@ class Updater:
         :param batch: A minibatch
         :return: Whether the optimizer is to take the step, scalar boolean tensor, and the metrics as one tensor
         """
-        c = self.coefficients
+        metrics = self.differentiate(batch)
+        if self.average is not None:
+            gradients = [param.grad for param in self.policy.parameters() if param.grad is not None]
+            vector = flatten(gradients, metrics)
+            self.average(vector[:-1])
+            averages, metrics = unflatten(vector, gradients)
+            th._foreach_copy_(gradients, averages)
+        return self.clip(metrics)
+
+    def differentiate(self, batch: Samples) -> Metrics:
+        """
+        Leaves the gradient in the parameters' ``grad``.
+
+        :param batch: A minibatch
+        :return: The metrics (gradient norm not yet known)
+        """
         loss, metrics = self.evaluate(batch)
         loss.backward()
+        return metrics
+
+    def clip(self, metrics: Metrics) -> tuple[th.Tensor, th.Tensor]:
+        """
+        Clips the gradient in the parameters' ``grad``.
+
+        :param metrics: The metrics (gradient norm not yet known)
+        :return: Whether the optimizer is to take the step, scalar boolean tensor, and the metrics as one tensor
+        """
+        c = self.coefficients
         gradient_norm = clip_gradient(self.policy, c.max_grad_norm)
-        accept = th.isfinite(loss.detach()) & th.isfinite(gradient_norm) & (metrics.approx_kl <= c.max_kl)
+        accept = th.isfinite(metrics.loss) & th.isfinite(gradient_norm) & (metrics.approx_kl <= c.max_kl)
         return accept, th.stack(metrics._replace(gradient_norm=gradient_norm))
 
     def evaluate(self, batch: Samples) -> tuple[th.Tensor, Metrics]:
@@ -161,6 +192,27 @@ def evaluate_actions(policy: ActorCriticPolicy, batch: Samples) -> tuple[th.Tens
     if (real := real_samples(batch)) is None:
         return values, log_prob, entropy
     return values[real], log_prob[real], None if entropy is None else entropy[real]
+
+
+def flatten(gradients: Sequence[th.Tensor], metrics: Metrics) -> th.Tensor:
+    """
+    :param gradients: Gradients
+    :param metrics: Metrics
+    :return: All of them in one vector
+    """
+    return th.cat([*(gradient.flatten() for gradient in gradients), th.stack(metrics)])
+
+
+def unflatten(vector: th.Tensor, like: Sequence[th.Tensor]) -> tuple[list[th.Tensor], Metrics]:
+    """
+    The inverse of `flatten`.
+
+    :param vector: Gradients and metrics in one vector
+    :param like: Tensors of the gradients' shapes
+    :return: Gradients and metrics
+    """
+    *parts, metrics = vector.split([*(tensor.numel() for tensor in like), len(Metrics._fields)])
+    return [part.view_as(tensor) for part, tensor in zip(parts, like, strict=True)], Metrics(*metrics)
 
 
 @contextmanager

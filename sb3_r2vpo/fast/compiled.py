@@ -1,8 +1,10 @@
 """The gradient step of `Updater` traced, compiled and, on a GPU, replayed as a CUDA graph."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from functools import partial
+from itertools import compress
 from typing import Any, NamedTuple
 
 import torch as th
@@ -13,7 +15,7 @@ from sb3_r2vpo.fast.guard import Guard, Refusal, check_traceable, own_code
 from sb3_r2vpo.fast.programs import Programs, layout_of
 from sb3_r2vpo.fast.tracing import Program, compile_function, replaced
 from sb3_r2vpo.rollouts import Samples, from_tensors, to_tensors
-from sb3_r2vpo.updater import Coefficients, Updater, step_if
+from sb3_r2vpo.updater import Coefficients, Metrics, Updater, flatten, step_if, unflatten
 
 #: From the tensors of the minibatch to the metrics and gradients
 Step = Callable[..., tuple[th.Tensor, ...]]
@@ -93,17 +95,30 @@ def build_step(plain: Updater, batch: Samples, programs: Programs, guard: Guard)
     create_optimizer_state(optimizer)
     state = State.of(plain)
     key = program_key(plain, state, batch)
-    program, has_gradient = programs.fitting(key, guard, lambda: compile_program(plain, state, batch))
+    compiled, has_gradient = programs.fitting(key, guard, lambda: compile_step(plain, state, batch))
     params = [p for p, has in zip(stepped(optimizer), has_gradient, strict=True) if has]
     state_tensors, adam = state.to_tensors(), FusedAdam(optimizer, params)
     optimizer.zero_grad()
 
-    def step(*batch_tensors: th.Tensor) -> tuple[th.Tensor, ...]:
-        *gradients, found_inf, metrics = program(*state_tensors, *batch_tensors)
+    def on_gpu_captured(function: Step) -> Step:
+        return CudaGraph(function, batch, list(policy.buffers())) if plain.dual.value.is_cuda else function
+
+    def rest(program: Program, *inputs: th.Tensor) -> tuple[th.Tensor, ...]:
+        *gradients, found_inf, metrics = program(*state_tensors, *inputs)
         adam(gradients, found_inf)
         return metrics, *gradients
 
-    return CudaGraph(step, batch, list(policy.buffers())) if plain.dual.value.is_cuda else step, params
+    if plain.average is None:
+        return on_gpu_captured(partial(rest, compiled[0])), params
+    average, (first, second) = plain.average, compiled
+    differentiate = on_gpu_captured(partial(first, *state_tensors))
+
+    def step_of_many(*batch_tensors: th.Tensor) -> tuple[th.Tensor, ...]:
+        (vector,) = differentiate(*batch_tensors)
+        average(vector[:-1])
+        return rest(second, vector)
+
+    return step_of_many, params
 
 
 def program_key(plain: Updater, state: "State", batch: Samples) -> Any:
@@ -181,38 +196,102 @@ class State(NamedTuple):
         return State(weights, buffers, steps, next(rest))
 
 
-def compile_program(plain: Updater, state: State, batch: Samples) -> tuple[Program, list[bool]]:
+def compile_step(plain: Updater, state: State, batch: Samples) -> tuple[list[Program], list[bool]]:
     """
-    Compile all of the gradient step but the optimizer's part.
+    Compile all of the gradient step but the optimizer's part: one program, or two where between them gradients and metrics
+    become those of several processes.
 
     :param plain: The updater of this rollout
     :param state: Its state
     :param batch: A minibatch
-    :return: From the tensors of state and minibatch to the clipped gradients, ``found_inf`` and the metrics; and which
-        parameters of the optimizer get a gradient
+    :return: The programs, and which parameters of the optimizer get a gradient. The first program takes the tensors of state
+        and minibatch, the last one returns the clipped gradients, ``found_inf`` and the metrics. A second one takes the
+        tensors of the state, and gradients and metrics in one vector, which the first one returns
     """
-    policy, dual = plain.policy, plain.dual
-    originals = [*policy.parameters(), *policy.buffers(), *dual.buffers()]
-    n_state = len(state.to_tensors())
-    has_gradient: list[bool] = []
+    state_tensors, batch_tensors = state.to_tensors(), to_tensors(batch)
+    n_state = len(state_tensors)
+    has_gradient: dict[str, list[bool]] = {}
 
-    def program(*tensors: th.Tensor) -> tuple[th.Tensor, ...]:
-        traced = state.like(tensors[:n_state])
-        leaves = [w.detach().requires_grad_(p.requires_grad) for w, p in zip(traced.weights, policy.parameters(), strict=True)]
-        numbers = iter(traced.coefficients.unbind())
-        updater = copy(plain)
-        updater.coefficients = Coefficients._make(next(numbers) if is_variable(x) else x for x in plain.coefficients)
-        replacements = dict(zip(originals, [*leaves, *traced.buffers], strict=True))
-        with replaced(replacements, policy, dual):
-            accept, metrics = updater.backward(from_tensors(tensors[n_state:], like=batch))
-        gradients = [replacements[p].grad for p in stepped(policy.optimizer)]
-        has_gradient[:] = [gradient is not None for gradient in gradients]
-        for step, has in zip(traced.steps, has_gradient, strict=True):
-            if has:
+    def whole(*tensors: th.Tensor) -> tuple[th.Tensor, ...]:
+        with traced(plain, state, tensors[:n_state]) as step:
+            outcome = step.updater.backward(from_tensors(tensors[n_state:], like=batch))
+            has_gradient["stepped"] = [param.grad is not None for param in step.params]
+            return step.results(*outcome)
+
+    def first(*tensors: th.Tensor) -> tuple[th.Tensor, ...]:
+        with traced(plain, state, tensors[:n_state]) as step:
+            metrics = step.updater.differentiate(from_tensors(tensors[n_state:], like=batch))
+            has_gradient["all"] = [weight.grad is not None for weight in step.weights]
+            return (flatten([weight.grad for weight in step.weights if weight.grad is not None], metrics),)
+
+    def second(*tensors: th.Tensor) -> tuple[th.Tensor, ...]:
+        with traced(plain, state, tensors[:n_state]) as step:
+            weights = list(compress(step.weights, has_gradient["all"]))
+            gradients, metrics = unflatten(tensors[n_state], like=weights)
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight.grad = gradient.clone()
+            has_gradient["stepped"] = [param.grad is not None for param in step.params]
+            return step.results(*step.updater.clip(metrics))
+
+    if plain.average is None:
+        programs = [compile_function(whole, [*state_tensors, *batch_tensors])]
+    else:
+        differentiate = compile_function(first, [*state_tensors, *batch_tensors])
+        n_gradients = sum(weight.numel() for weight in compress(state.weights, has_gradient["all"]))
+        vector = state.weights[0].new_zeros(n_gradients + len(Metrics._fields))
+        programs = [differentiate, compile_function(second, [*state_tensors, vector])]
+    return programs, has_gradient["stepped"]
+
+
+class Traced(NamedTuple):
+    """
+    A step on other tensors than those of policy, optimizer and λ.
+
+    :param updater: The updater
+    :param weights: The policy's parameters
+    :param params: Those of the optimizer that may get gradients
+    :param steps: The optimizer's counters
+    """
+
+    updater: Updater
+    weights: list[th.Tensor]
+    params: list[th.Tensor]
+    steps: list[th.Tensor]
+
+    def results(self, accept: th.Tensor, metrics: th.Tensor) -> tuple[th.Tensor, ...]:
+        """
+        Count the step.
+
+        :param accept: Whether the optimizer is to take it
+        :param metrics: The metrics as one tensor
+        :return: The gradients, ``found_inf`` and the metrics
+        """
+        gradients = [param.grad for param in self.params]
+        for step, gradient in zip(self.steps, gradients, strict=True):
+            if gradient is not None:
                 step.add_(accept)
         return *(gradient for gradient in gradients if gradient is not None), (~accept).float(), metrics
 
-    return compile_function(program, [*state.to_tensors(), *to_tensors(batch)]), has_gradient
+
+@contextmanager
+def traced(plain: Updater, state: State, tensors: Sequence[th.Tensor]) -> Iterator[Traced]:
+    """
+    A context in which policy and λ consist of other tensors.
+
+    :param plain: The updater of this rollout
+    :param state: Its state
+    :param tensors: The tensors of another state
+    """
+    policy, dual, values = plain.policy, plain.dual, state.like(tensors)
+    parameters = list(policy.parameters())
+    leaves = [w.detach().requires_grad_(p.requires_grad) for w, p in zip(values.weights, parameters, strict=True)]
+    numbers = iter(values.coefficients.unbind())
+    updater = copy(plain)
+    updater.coefficients = Coefficients._make(next(numbers) if is_variable(x) else x for x in plain.coefficients)
+    originals = [*parameters, *policy.buffers(), *dual.buffers()]
+    replacements = dict(zip(originals, [*leaves, *values.buffers], strict=True))
+    with replaced(replacements, policy, dual):
+        yield Traced(updater, leaves, [replacements[p] for p in stepped(policy.optimizer)], values.steps)
 
 
 def check_optimizer(policy: ActorCriticPolicy) -> None:

@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Callable
 
+from sb3_r2vpo.workers import n_processes
 from sb3_r2vpo.zoo import ALGO, import_zoo, register, replace_in_zoo
 from sb3_r2vpo.zoo.arguments import python_values, require, take
 from sb3_r2vpo.zoo.errors import is_for_the_user, message_of, short_traceback
@@ -30,7 +31,12 @@ def train(arguments: list[str]) -> None:
 
     LastingExperimentManager.resumed_run = resumed_run
     check_trained_agent(take(("-i", "--trained-agent"), arguments)[0])
-    run("train", ["--algo", ALGO, *prepare_training(arguments)])
+    arguments = prepare_training(arguments)
+    if n_processes() > 1:
+        from sb3_r2vpo.zoo.many import prepare_process
+
+        prepare_process(arguments)
+    run("train", ["--algo", ALGO, *arguments])
 
 
 def enjoy(arguments: list[str]) -> None:
@@ -166,6 +172,8 @@ commands:
   r2vpo enjoy --env HalfCheetah-v5
 
 `--algo r2vpo_lstm` has LSTM policies (RecurrentR2VPO), `--algo maskable_r2vpo` invalid action masking (MaskableR2VPO).
+
+`torchrun --nproc-per-node 4 -m sb3_r2vpo train --env HalfCheetah-v5` trains in four processes.
 
 `r2vpo train --vec-env envpool` trains on EnvPool's environments, which step in C++ threads, also on those that Gymnasium
 does not have, as DeepMind Control's --env CheetahRun-v1. The other commands know what the agent was trained on."""

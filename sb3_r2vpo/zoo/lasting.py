@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_r2vpo.checkpoints import ResumableCheckpointCallback, load_checkpoint, statistics_of, time_of
 from sb3_r2vpo.files import claim_folder, write_file
+from sb3_r2vpo.workers import n_processes
 from sb3_r2vpo.zoo.resuming import check_same_hyperparameters, keep_episodes_until, lock_run, save_arguments
 
 
@@ -139,7 +140,7 @@ class LastingExperimentManager(ExperimentManager):
             model.set_logger(configure(str(folder), ["stdout", "tensorboard"] if self.verbose >= 1 else ["tensorboard"]))
         done = model.num_timesteps if resumes else 0
         for callback in self.callbacks:
-            callback.n_calls = done // model.n_envs
+            callback.n_calls = done // (model.n_envs * n_processes())
         interval = {} if self.log_interval == -1 else {"log_interval": self.log_interval if self.log_interval > -1 else None}
         try:
             with self.checkpoints:
@@ -154,7 +155,7 @@ class LastingExperimentManager(ExperimentManager):
             raise
         finally:
             for callback in self.callbacks:
-                if isinstance(callback, ProgressBarCallback):
+                if isinstance(callback, ProgressBarCallback) and hasattr(callback, "pbar"):
                     callback.on_training_end()
             close(model)
 

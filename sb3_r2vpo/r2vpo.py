@@ -425,9 +425,10 @@ class R2VPO(OnPolicyAlgorithm):
     def _warn_of_truncated_minibatch(self) -> None:
         buffer_size = self._rollout_size
         if buffer_size % self.batch_size > 0:
+            processes = f" * {self._workers.world_size} processes" if self._workers.world_size > 1 else ""
             warnings.warn(
                 f"You have specified a mini-batch size of {self.batch_size},"
-                f" but because the `RolloutBuffer` is of size `n_steps * n_envs = {buffer_size}`,"
+                f" but because the `RolloutBuffer` is of size `n_steps * n_envs{processes} = {buffer_size}`,"
                 f" after every {buffer_size // self.batch_size} untruncated mini-batches,"
                 f" there will be a truncated mini-batch of size {buffer_size % self.batch_size}\n"
                 f"We recommend using a `batch_size` that is a factor of `n_steps * n_envs`.\n"

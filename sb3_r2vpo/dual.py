@@ -12,7 +12,9 @@ VIOLATION_RANGE = (0.1, 10.0)
 #: δ for each degree of freedom of an action: those of a Gaussian move apart, and their variances of the ratio add up
 VARIANCE_PER_FREEDOM = 0.005
 #: The largest δ, in units of the smallest
-WIDENING = 4.0
+WIDENING = 10.0
+#: Correlation up to which a step counts as noise: that of 6,400 samples without signal has this standard error
+NOISE = 1.0 / 80.0
 
 
 class DualVariable(nn.Module):
@@ -75,20 +77,22 @@ class DualVariable(nn.Module):
         self.value.fill_(value)
 
 
-def variance_worth_spending(correlation: float, n_samples: int, low: float, high: float) -> float:
+def variance_worth_spending(correlation: float, low: float, high: float) -> float:
     """
     The bound δ for the next update. A constraint alone is spent to the full, on noise as on signal. So it is tight where
-    the last steps were noise, and widens with their signal, measured in its own standard error of 1/√N:
+    the last steps were noise, and widens in proportion to their signal:
 
-        δ = clip(low · c √N, low, high)
+        δ = clip(low · c / NOISE, low, high)
+
+    A step that is too timid shows in a large c, and one that goes too far in a small or negative one: the bound finds its
+    size between the two.
 
     :param correlation: c of the last steps with the advantages that came after them, see `StepSignal`
-    :param n_samples: N, the samples of a rollout
     :param low: δ where they were noise
     :param high: The largest δ (``low`` where that is larger)
     :return: δ
     """
-    return max(min(low * correlation * math.sqrt(n_samples), high), low)
+    return max(min(low * correlation / NOISE, high), low)
 
 
 def degrees_of_freedom(action_space: spaces.Space) -> int:

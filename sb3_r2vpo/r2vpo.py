@@ -104,9 +104,9 @@ class R2VPO(OnPolicyAlgorithm):
         ``"auto"``: 0.005 for each degree of freedom of an action, which are the dimensions of a Box, the bits of a
         MultiBinary, and for each Discrete one less than it has choices.
     :param max_target_var: The same where fresh samples show that the last steps were signal and not noise: with c the
-        correlation of the last step's log-ratio with the advantages of the next rollout of N samples (``train/signal``),
-        the bound is ``target_var · c√N``, but no less than ``target_var`` and no more than this (``train/target_var``).
-        By default four times ``target_var``
+        correlation of the last step's log-ratio with the advantages of the next rollout (``train/signal``), the bound is
+        ``target_var · 80c``, but no less than ``target_var`` and no more than this (``train/target_var``).
+        By default ten times ``target_var``
     :param dual_lr: Step of the dual ascent of a learned ``var_coef``, per rollout: ``λ ← λ · clip(V/δ, 0.1, 10)^dual_lr``,
         with V that of the last epoch. 0.5 is Newton's step, less is smoother.
     :param var_coef_bounds: Smallest and largest value of a learned ``var_coef``. They do not bind a fixed one.
@@ -363,7 +363,7 @@ class R2VPO(OnPolicyAlgorithm):
                 f"`ratio_penalty` is {self.ratio_penalty!r}: allowed are {' and '.join(map(repr, RATIO_PENALTIES))}"
             )
         if self.max_target_var is not None:
-            check_number("max_target_var", self.max_target_var, "None (four times `target_var`) or a number > 0", positive)
+            check_number("max_target_var", self.max_target_var, "None (ten times `target_var`) or a number > 0", positive)
         check_number("dual_lr", self.dual_lr, "a number > 0", positive)
         if self.clip_range_vf is not None:
             check_schedule("clip_range_vf", self.clip_range_vf, "None (no clipping) or a number > 0", positive)
@@ -524,7 +524,7 @@ class R2VPO(OnPolicyAlgorithm):
         correlation = self.signal.observe(self.policy, rollout, self._workers.correlation)
         self.logger.record("train/signal", correlation)
         max_target_var = WIDENING * target_var if self.max_target_var is None else self.max_target_var
-        return variance_worth_spending(correlation, self._rollout_size, target_var, max_target_var)
+        return variance_worth_spending(correlation, target_var, max_target_var)
 
     def _make_updater(self, target_var: float) -> Updater | CompiledUpdater:
         """

@@ -20,7 +20,7 @@ RESULTS = Path(__file__).parent / "results" / "dual_dynamics.jsonl"
 PROBED = RESULTS.with_name("ratios.jsonl")
 TWO_TASKS = ("CheetahRun", "FingerSpin")
 REGIMES = ("small", "large")
-STARTS = ("auto_0.2", "auto_1.0", "auto_5.0", "auto_25.0")
+STARTS = ("auto_0.05", "auto_0.2", "auto_1.0", "auto_2.0")
 #: Each algorithm's own knob, five values over two orders of magnitude where it has them
 KNOBS: dict[str, tuple[str, tuple[float, ...]]] = {
     "R2VPO": ("target_var", (0.001, 0.003, 0.01, 0.03, 0.1)),

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from peers import PPO, SPO
 from sb3_contrib import TRPO
 
-from sb3_r2vpo import R2VPO
+from sb3_r2vpo import R2VPO, dual, signal
 
 
 class Regime(NamedTuple):
@@ -110,9 +110,13 @@ def configuration(run: Run) -> dict[str, Any]:
     if algorithm.defaults_count:
         parameters = inspect.signature(algorithm.make.__init__).parameters
         defaults = {name: as_json(p.default) for name, p in parameters.items() if name not in NOT_LEARNING}
+        if algorithm.make is R2VPO:
+            defaults["rule"] = as_json(RULE)
     return {**REGIMES[run.regime]._asdict(), **defaults, **arguments_of(run)}
 
 
+#: What the rule for λ is made of besides arguments
+RULE = [dual.VARIANCE_PER_FREEDOM, dual.WIDENING, dual.LEAST_SIGNAL, dual.STANDARD_ERRORS, dual.VIOLATION_RANGE, signal.NEWEST]
 #: Arguments that learning does not depend on, or that the run itself names
 NOT_LEARNING = (
     *("self", "policy", "env", "seed", "device", "verbose", "compile", "stats_window_size", "tensorboard_log"),
@@ -125,6 +129,6 @@ def as_json(value: Any) -> Any:
     :param value: Default of an argument
     :return: What JSON makes of it
     """
-    if isinstance(value, tuple):
-        return list(value)
+    if isinstance(value, (tuple, list)):
+        return [as_json(item) for item in value]
     return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)

@@ -13,8 +13,10 @@ VIOLATION_RANGE = (0.1, 10.0)
 VARIANCE_PER_FREEDOM = 0.005
 #: The largest δ, in units of the smallest
 WIDENING = 10.0
-#: Correlation up to which a step counts as noise: that of 6,400 samples without signal has this standard error
-NOISE = 1.0 / 80.0
+#: Correlation up to which a step counts as noise, for N samples the larger of this
+LEAST_SIGNAL = 1.0 / 80.0
+#: and this part of the 1/√N that is its standard error where there is no signal
+STANDARD_ERRORS = 0.8
 
 
 class DualVariable(nn.Module):
@@ -77,22 +79,24 @@ class DualVariable(nn.Module):
         self.value.fill_(value)
 
 
-def variance_worth_spending(correlation: float, low: float, high: float) -> float:
+def variance_worth_spending(correlation: float, n_samples: int, low: float, high: float) -> float:
     """
     The bound δ for the next update. A constraint alone is spent to the full, on noise as on signal. So it is tight where
     the last steps were noise, and widens in proportion to their signal:
 
-        δ = clip(low · c / NOISE, low, high)
+        δ = clip(low · c / max(1/80, 0.8/√N), low, high)
 
     A step that is too timid shows in a large c, and one that goes too far in a small or negative one: the bound finds its
     size between the two.
 
     :param correlation: c of the last steps with the advantages that came after them, see `StepSignal`
+    :param n_samples: N, the samples of a rollout
     :param low: δ where they were noise
     :param high: The largest δ (``low`` where that is larger)
     :return: δ
     """
-    return max(min(low * correlation / NOISE, high), low)
+    noise = max(LEAST_SIGNAL, STANDARD_ERRORS / math.sqrt(n_samples))
+    return max(min(low * correlation / noise, high), low)
 
 
 def degrees_of_freedom(action_space: spaces.Space) -> int:

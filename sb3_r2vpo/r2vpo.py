@@ -98,18 +98,20 @@ class R2VPO(OnPolicyAlgorithm):
     :param gae_lambda: Factor for trade-off of bias vs variance for Generalized Advantage Estimator
     :param var_coef: The dual variable λ, the coefficient of the ratio variance. A float or a function of the current
         progress remaining (from 1 to 0) fixes it (the paper's choice on robotics).
-        ``"auto"`` learns it, ``"auto_5.0"`` learns it from that start. A sample rests at ``ρ = 1 + Â / (2 var_coef)``.
+        ``"auto"`` learns it, ``"auto_0.5"`` learns it from that start. A sample rests at ``ρ = 1 + Â / (2 var_coef)``.
     :param target_var: The bound δ on the ratio variance after a rollout's gradient steps, which a learned ``var_coef`` holds.
         It can be a function of the current progress remaining, held at a small positive value where it reaches zero.
         ``"auto"``: 0.005 for each degree of freedom of an action, which are the dimensions of a Box, the bits of a
         MultiBinary, and for each Discrete one less than it has choices.
     :param max_target_var: The same where fresh samples show that the last steps were signal and not noise: with c the
         correlation of the last step's log-ratio with the advantages of the next rollout (``train/signal``), the bound is
-        ``target_var · 80c``, but no less than ``target_var`` and no more than this (``train/target_var``).
+        ``target_var · 80c`` (in small rollouts ``c√N / 0.8`` for ``80c``), but no less than ``target_var`` and no more than
+        this (``train/target_var``).
         By default ten times ``target_var``
     :param dual_lr: Step of the dual ascent of a learned ``var_coef``, per rollout: ``λ ← λ · clip(V/δ, 0.1, 10)^dual_lr``,
         with V that of the last epoch. 0.5 is Newton's step, less is smoother.
-    :param var_coef_bounds: Smallest and largest value of a learned ``var_coef``. They do not bind a fixed one.
+    :param var_coef_bounds: Smallest and largest value of a learned ``var_coef``. They do not bind a fixed one. Part of V is
+        the optimizer's noise, which no λ can take away: where that alone is above the bound, λ would rise without end.
         ``train/var_coef_at_bound`` tells when it rests on the smallest (-1) or largest (1).
     :param ratio_penalty: What ``var_coef`` is the price of and ``target_var`` bounds. ``"variance"`` is the paper's
         ``V = E[(ρ − 1)²]``. ``"two_sided"`` has ``(log ρ)²`` in its place where ρ < 1, which agrees with it for small steps,
@@ -188,7 +190,7 @@ class R2VPO(OnPolicyAlgorithm):
         target_var: float | str | Schedule = "auto",
         max_target_var: float | None = None,
         dual_lr: float = 0.5,
-        var_coef_bounds: tuple[float, float] = (0.05, 100.0),
+        var_coef_bounds: tuple[float, float] = (0.05, 2.0),
         ratio_penalty: str = "two_sided",
         clip_range_vf: float | Schedule | None = None,
         normalize_advantage: bool = True,
@@ -524,7 +526,7 @@ class R2VPO(OnPolicyAlgorithm):
         correlation = self.signal.observe(self.policy, rollout, self._workers.correlation)
         self.logger.record("train/signal", correlation)
         max_target_var = WIDENING * target_var if self.max_target_var is None else self.max_target_var
-        return variance_worth_spending(correlation, target_var, max_target_var)
+        return variance_worth_spending(correlation, self._rollout_size, target_var, max_target_var)
 
     def _make_updater(self, target_var: float) -> Updater | CompiledUpdater:
         """

@@ -90,7 +90,7 @@ def test_a_truncated_minibatch_is_announced():
         dict(var_coef=200.0),  # the bounds do not bind a fixed coefficient
         dict(var_coef=np.float32(3.0), target_var=np.float64(0.02), n_steps=np.int64(64)),
         dict(var_coef="auto"),
-        dict(var_coef="auto_100"),
+        dict(var_coef="auto_2"),
         dict(var_coef=LinearSchedule(5.0, 1.0, 0.5), target_var=ConstantSchedule(0.02)),
         dict(var_coef=FloatSchedule(5.0), clip_range_vf=FloatSchedule(0.2), learning_rate=FloatSchedule(1e-3)),
         dict(var_coef_bounds=[3.0, 3.0], var_coef="auto_3.0"),

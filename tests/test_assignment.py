@@ -35,7 +35,7 @@ CHANGES = dict(
 
 
 def make_model(**kwargs) -> R2VPO:
-    arguments = dict(n_steps=64, batch_size=32, n_epochs=2, seed=0, device="cpu", var_coef="auto_2.5", target_var=0.001)
+    arguments = dict(n_steps=64, batch_size=32, n_epochs=2, seed=0, device="cpu", var_coef="auto_1.5", target_var=0.001)
     return R2VPO("MlpPolicy", "Pendulum-v1", **{**arguments, **kwargs})
 
 
@@ -56,7 +56,7 @@ def test_as_at_construction(name):
     changed, constructed = make_model(), make_model(**{name: CHANGES[name]})
     setattr(changed, name, CHANGES[name])
     if name in ("dual_lr", "var_coef_bounds"):
-        assert changed.dual.value == 2.5
+        assert changed.dual.value == 1.5
     after, expected = parameters_after_training(changed), parameters_after_training(constructed)
     assert all((after[key] == expected[key]).all() for key in expected)
 
@@ -64,11 +64,11 @@ def test_as_at_construction(name):
 def test_the_dual_goes_on_where_it_is():
     model = make_model().learn(128)
     value = model.dual.value.item()
-    assert value != 2.5
+    assert value != 1.5
     model.dual_lr = 0.5
     assert model.dual.value == value and model.dual.dual_lr == 0.5
-    model.var_coef = "auto_4.0"
-    assert model.dual.value == 4.0
+    model.var_coef = "auto_1.75"
+    assert model.dual.value == 1.75
 
 
 @pytest.mark.parametrize("name", sorted(BUILT_WITH))

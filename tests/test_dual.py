@@ -71,12 +71,12 @@ def test_does_not_move_when_fixed():
     assert fixed.value == 0.0
 
 
-@pytest.mark.parametrize(
-    "correlation, expected", [(-0.5, 0.02), (0.0, 0.02), (0.9 / 80, 0.02), (2 / 80, 0.04), (4.9 / 80, 0.098), (0.9, 0.1)]
-)
-def test_variance_is_spent_where_there_is_signal(correlation, expected):
-    assert variance_worth_spending(correlation, 0.02, 0.1) == pytest.approx(expected)
-    assert variance_worth_spending(correlation, 0.3, 0.1) == 0.3
+@pytest.mark.parametrize("n_samples, noise", [(65_536, 1 / 80), (4096, 1 / 80), (1024, 1 / 40), (64, 1 / 10)])
+@pytest.mark.parametrize("signal, expected", [(-5, 0.02), (0.0, 0.02), (0.9, 0.02), (2, 0.04), (4.9, 0.098), (9, 0.1)])
+def test_variance_is_spent_where_there_is_signal(signal, expected, n_samples, noise):
+    correlation = signal * noise
+    assert variance_worth_spending(correlation, n_samples, 0.02, 0.1) == pytest.approx(expected)
+    assert variance_worth_spending(correlation, n_samples, 0.3, 0.1) == 0.3
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ def weights(model) -> np.ndarray:
 
 def trained(**kwargs) -> R2VPO:
     # A start away from the lower bound, so that the learned coefficient has moved
-    return R2VPO("MlpPolicy", "CartPole-v1", **{**FAST, "seed": 0, "var_coef": "auto_8.0", **kwargs}).learn(256)
+    return R2VPO("MlpPolicy", "CartPole-v1", **{**FAST, "seed": 0, "var_coef": "auto_2.0", **kwargs}).learn(256)
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def path(tmp_path):
 def test_continued_after_load_equals_continued_without(path):
     def halfway():
         env = gym.make("CartPole-v1")
-        return env, R2VPO("MlpPolicy", env, seed=0, var_coef="auto_8.0", **FAST).learn(256)
+        return env, R2VPO("MlpPolicy", env, seed=0, var_coef="auto_2.0", **FAST).learn(256)
 
     _, unbroken = halfway()
     set_random_seed(1)
@@ -38,7 +38,7 @@ def test_continued_after_load_equals_continued_without(path):
     _, model = halfway()
     model.save(path)
     loaded = R2VPO.load(path, env=model.env, force_reset=False)
-    assert loaded.dual.value == model.dual.value != 8.0
+    assert loaded.dual.value == model.dual.value != 2.0
     set_random_seed(1)
     loaded.learn(256, reset_num_timesteps=False)
 
@@ -68,8 +68,8 @@ def test_a_var_coef_given_to_load_wins(path):
     model = trained()
     model.save(path)
     assert R2VPO.load(path).dual.value == model.dual.value
-    learned = R2VPO.load(path, var_coef="auto_20.0")
-    assert learned.dual.learned and learned.dual.value == 20.0
+    learned = R2VPO.load(path, var_coef="auto_1.25")
+    assert learned.dual.learned and learned.dual.value == 1.25
     fixed = R2VPO.load(path, var_coef=0.5, env=gym.make("CartPole-v1"))
     assert not fixed.dual.learned and fixed.dual.value == 0.5
     fixed.learn(128)
@@ -111,10 +111,10 @@ def test_start_from_a_trained_ppo_model(path):
     ppo = PPO("MlpPolicy", "CartPole-v1", seed=1, **FAST).learn(256)
     ppo.save(path)
     for source in (path, ppo.get_parameters()):
-        model = R2VPO("MlpPolicy", "CartPole-v1", var_coef="auto_8.0", seed=0, **FAST)
+        model = R2VPO("MlpPolicy", "CartPole-v1", var_coef="auto_2.0", seed=0, **FAST)
         model.set_parameters(source, exact_match=False)
         np.testing.assert_array_equal(weights(model), weights(ppo))
-        assert model.dual.value == 8.0
+        assert model.dual.value == 2.0
         assert model.policy.optimizer.param_groups[0]["fused"] is True
         model.learn(128)
 

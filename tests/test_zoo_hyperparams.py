@@ -206,7 +206,7 @@ def test_schedules_in_training_and_in_what_it_saves(tmp_path):
     assert watched.returncode == 0 and "Mean reward:" in watched.stdout, watched.stderr
 
 
-@pytest.mark.parametrize("var_coef", ["auto", "auto_5.0"])
+@pytest.mark.parametrize("var_coef", ["auto", "auto_0.5"])
 def test_a_learned_coefficient_is_no_schedule(var_coef, tmp_path):
     model, _ = manager_of("CartPole-v1", tmp_path, var_coef=var_coef, target_var=0.01).setup_experiment()
     assert model.var_coef == var_coef and model.dual.learned

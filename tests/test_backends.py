@@ -233,8 +233,8 @@ def weights(model: R2VPO) -> dict[str, Any]:
 def test_learn(monkeypatch):
     """Whole rollouts: schedules, early stopping, saving and loading."""
     n_compiled = []
-    compile_program = compiled.compile_program
-    monkeypatch.setattr(compiled, "compile_program", lambda *args: n_compiled.append(1) or compile_program(*args))
+    compile_step = compiled.compile_step
+    monkeypatch.setattr(compiled, "compile_step", lambda *args: n_compiled.append(1) or compile_step(*args))
     schedules = dict(learning_rate=lambda x: 3e-2 * x, target_var=lambda x: 0.1 * x + 0.01, target_kl=0.003)
     plain, other = (make_model(compile, **schedules) for compile in (False, True))
     for model in (plain, other):
@@ -330,11 +330,11 @@ def test_runs_plain_without_compiler():
 def test_auto_compiles_for_long_runs_only(monkeypatch):
     compiled_at = []
 
-    def compile_program(plain, state, batch):
+    def compile_step(plain, state, batch):
         compiled_at.append(plain)
         raise NotImplementedError("not in this test")
 
-    monkeypatch.setattr(compiled, "compile_program", compile_program)
+    monkeypatch.setattr(compiled, "compile_step", compile_step)
     # 4 gradient steps in a rollout of 64 timesteps
     model = make_model("auto")
     with warnings.catch_warnings():

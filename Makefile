@@ -8,7 +8,7 @@ BIN = $(VENV)/bin
 ENV ?= HalfCheetah-v5
 STEPS ?= 3000000
 # What two cores do fastest: many of EnvPool's environments, large minibatches
-FAST = --vec-env envpool --params n_envs:64 n_steps:64 batch_size:512 n_epochs:16
+FAST = --vec-env envpool -params n_envs:64 n_steps:64 batch_size:512 n_epochs:16
 SEED ?= 0
 LOGS ?= logs
 

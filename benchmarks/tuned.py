@@ -73,14 +73,18 @@ def training_of(record: Record) -> Training:
     return Training(**{field: record[field] for field in Training._fields})
 
 
-def run(args: argparse.Namespace) -> None:
+def run_missing(trainings: list[Training], results: Path, n_jobs: int) -> None:
     """
-    :param args: What to choose
+    Run what the results lack, in the order given.
+
+    :param trainings: The trainings
+    :param results: The results file
+    :param n_jobs: How many side by side, each with one thread
     """
-    done = [training_of(record) for record in load(args.results)]
-    missing = [training for training in all_trainings(args) if training not in done]
+    done = [training_of(record) for record in load(results)]
+    missing = [training for training in trainings if training not in done]
     steps = [float(entry(training)["n_timesteps"]) / 1e6 for training in missing]
-    run_side_by_side(missing, steps, args.results, args.n_jobs, "zoo_training.py")
+    run_side_by_side(missing, steps, results, n_jobs, "zoo_training.py")
 
 
 def write_report(records: list[Record]) -> None:
@@ -171,7 +175,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="the results file")
     args = parser.parse_args()
     if args.command == "run":
-        run(args)
+        run_missing(all_trainings(args), args.results, args.n_jobs)
     else:
         write_report(load(args.results))
 

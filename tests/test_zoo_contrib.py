@@ -23,6 +23,7 @@ import rl_zoo3
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from sb3_contrib.common.envs import InvalidActionEnvDiscrete
 from stable_baselines3.common.vec_env import DummyVecEnv
+from zoo_entries import complete, counterparts
 
 from sb3_r2vpo.zoo.experiment import R2VPOExperimentManager
 from sb3_r2vpo.zoo.masks import MaskableR2VPO, with_masks
@@ -99,38 +100,16 @@ def test_video_of_an_lstm(tmp_path):
     assert list(tmp_path.rglob("*.mp4"))
 
 
-def counterparts(ppo_env_id: str) -> list[str]:
-    """
-    :param ppo_env_id: Name of one of RL Zoo's entries of RecurrentPPO
-    :return: Our entries that should have the same hyperparameters
-    """
-    name, _, version = ppo_env_id.rpartition("-v")
-    if name.startswith("LunarLander"):
-        return [f"{name}-v3"]
-    # Of these versions are MuJoCo's environments only
-    return [f"{name}-v4", f"{name}-v5"] if version in ("2", "4") else [ppo_env_id]
-
-
-def complete(entry: dict[str, Any]) -> dict[str, Any]:
-    """
-    :param entry: An entry of RecurrentPPO or RecurrentR2VPO
-    :return: The entry without the clip, with the defaults that both algorithms share, in a form that can be compared
-    """
-    defaults = {"n_envs": 1, "normalize": False, **ARGUMENTS}
-    values = {**defaults, **{key: value for key, value in entry.items() if key != "clip_range"}}
-    return {key: "".join(value.split()) if isinstance(value, str) else value for key, value in values.items()}
-
-
 def test_entries_are_those_of_recurrent_ppo():
     ours = {}
     for ppo_env_id in PPO_ENTRIES:
         if "Bullet" not in ppo_env_id:
-            ours |= {env_id: complete(PPO_ENTRIES[ppo_env_id]) for env_id in counterparts(ppo_env_id)}
+            ours |= {env_id: complete(PPO_ENTRIES[ppo_env_id], ARGUMENTS) for env_id in counterparts(ppo_env_id)}
     # RL Zoo's has a policy that RecurrentPPO does not have
     ours["default"]["policy"] = "MlpLstmPolicy"
     # It has 25 rollouts to learn in
     ours["PendulumNoVel-v1"]["target_var"] = 0.1
-    assert {env_id: complete(entry) for env_id, entry in ENTRIES.items()} == ours
+    assert {env_id: complete(entry, ARGUMENTS) for env_id, entry in ENTRIES.items()} == ours
 
 
 def test_entries_are_of_environments():

@@ -19,6 +19,7 @@ pytest.importorskip("rl_zoo3")
 import rl_zoo3
 from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.evaluation import evaluate_policy
+from zoo_entries import complete, counterparts
 
 from sb3_r2vpo.zoo.experiment import R2VPOExperimentManager
 from sb3_r2vpo.zoo.lasting import LastingExperimentManager
@@ -39,26 +40,6 @@ OWN = {
 LEFT_OUT = {env_id: "PyBullet is not supported" for env_id in PPO_ENTRIES if "Bullet" in env_id}
 
 
-def counterparts(ppo_env_id: str) -> list[str]:
-    """
-    :param ppo_env_id: Name of one of RL Zoo's entries of PPO
-    :return: Our entries that should have the same hyperparameters
-    """
-    name, _, version = ppo_env_id.rpartition("-v")
-    # Of these versions are MuJoCo's environments only
-    return [f"{name}-v4", f"{name}-v5"] if version in ("2", "4") else [ppo_env_id]
-
-
-def complete(entry: dict[str, Any]) -> dict[str, Any]:
-    """
-    :param entry: An entry of PPO or R2VPO
-    :return: The entry without the clip, with the defaults that both algorithms share, in a form that can be compared
-    """
-    defaults = {"n_envs": 1, "normalize": False, **ARGUMENTS}
-    values = {**defaults, **{key: value for key, value in entry.items() if key != "clip_range"}}
-    return {key: "".join(value.split()) if isinstance(value, str) else value for key, value in values.items()}
-
-
 def test_entries_hold_arguments_only():
     unknown = {env_id: set(entry) - OF_RL_ZOO - set(ARGUMENTS) for env_id, entry in ENTRIES.items()}
     assert not {env_id: keys for env_id, keys in unknown.items() if keys}
@@ -72,12 +53,12 @@ def test_no_entry_has(key):
 
 @pytest.mark.parametrize("ppo_env_id", [env_id for env_id in PPO_ENTRIES if env_id not in LEFT_OUT])
 def test_the_entry_is_that_of_ppo(ppo_env_id):
-    expected = complete(PPO_ENTRIES[ppo_env_id])
+    expected = complete(PPO_ENTRIES[ppo_env_id], ARGUMENTS)
     for env_id in counterparts(ppo_env_id):
         if env_id in OWN:
-            assert complete(ENTRIES[env_id]) != expected
+            assert complete(ENTRIES[env_id], ARGUMENTS) != expected
         else:
-            assert complete(ENTRIES[env_id]) == expected
+            assert complete(ENTRIES[env_id], ARGUMENTS) == expected
 
 
 def test_what_is_left_out_is_not_here():

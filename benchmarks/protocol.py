@@ -82,7 +82,7 @@ ALGORITHMS = {
     "PPO 0.3": Algorithm(PPO, dict(clip_range=0.3), n_seeds=5),
     "TRPO": Algorithm(TRPO, dict(target_kl=0.01), n_seeds=3, defaults_count=True),
     "SPO": Algorithm(SPO, dict(clip_range=0.2), n_seeds=3),
-    "R2VPO fixed": Algorithm(R2VPO, dict(var_coef=0.5, ratio_penalty="two_sided"), n_seeds=5),
+    "R2VPO fixed": Algorithm(R2VPO, dict(var_coef=1.0, ratio_penalty="two_sided"), n_seeds=5),
     "R2VPO": Algorithm(R2VPO, {}, n_seeds=5, defaults_count=True),
 }
 
@@ -116,7 +116,7 @@ def configuration(run: Run) -> dict[str, Any]:
 
 
 #: What the rule for λ is made of besides arguments
-RULE = [dual.VARIANCE_PER_FREEDOM, dual.WIDENING, dual.LEAST_SIGNAL, dual.STANDARD_ERRORS, dual.VIOLATION_RANGE, signal.NEWEST]
+RULE = [dual.VARIANCE_PER_FREEDOM, dual.WIDENING, dual.STANDARD_ERRORS, dual.VIOLATION_RANGE, signal.NEWEST]
 #: Arguments that learning does not depend on, or that the run itself names
 NOT_LEARNING = (
     *("self", "policy", "env", "seed", "device", "verbose", "compile", "stats_window_size", "tensorboard_log"),

@@ -9,14 +9,12 @@ from torch import nn
 
 #: ``V/δ`` enters the ascent clipped to this range
 VIOLATION_RANGE = (0.1, 10.0)
-#: δ for each degree of freedom of an action: those of a Gaussian move apart, and their variances of the ratio add up
-VARIANCE_PER_FREEDOM = 0.005
+#: δ for each degree of freedom of an action and N samples, in units of N^(1/4)
+VARIANCE_PER_FREEDOM = 0.001
 #: The largest δ, in units of the smallest
-WIDENING = 10.0
-#: Correlation up to which a step counts as noise, for N samples the larger of this
-LEAST_SIGNAL = 1.0 / 80.0
-#: and this part of the 1/√N that is its standard error where there is no signal
-STANDARD_ERRORS = 0.8
+WIDENING = 3.0
+#: Signal up to which a step counts as noise, in units of the 1/√N that is its standard error where there is none
+STANDARD_ERRORS = 3.0
 
 
 class DualVariable(nn.Module):
@@ -79,12 +77,24 @@ class DualVariable(nn.Module):
         self.value.fill_(value)
 
 
+def auto_target_var(action_space: spaces.Space, n_samples: int) -> float:
+    """
+    The bound δ for steps that are noise, ``0.001 · d · N^(1/4)``: the d degrees of freedom of an action move apart, and their
+    variances of the ratio add up; the more samples, the less of a step is noise, and the longer it may be.
+
+    :param action_space: Box, Discrete, MultiDiscrete or MultiBinary
+    :param n_samples: N, the samples of a rollout
+    :return: δ
+    """
+    return VARIANCE_PER_FREEDOM * degrees_of_freedom(action_space) * n_samples**0.25
+
+
 def variance_worth_spending(correlation: float, n_samples: int, low: float, high: float) -> float:
     """
     The bound δ for the next update. A constraint alone is spent to the full, on noise as on signal. So it is tight where
     the last steps were noise, and widens in proportion to their signal:
 
-        δ = clip(low · c / max(1/80, 0.8/√N), low, high)
+        δ = clip(low · c√N / 3, low, high)
 
     A step that is too timid shows in a large c, and one that goes too far in a small or negative one: the bound finds its
     size between the two.
@@ -95,8 +105,7 @@ def variance_worth_spending(correlation: float, n_samples: int, low: float, high
     :param high: The largest δ (``low`` where that is larger)
     :return: δ
     """
-    noise = max(LEAST_SIGNAL, STANDARD_ERRORS / math.sqrt(n_samples))
-    return max(min(low * correlation / noise, high), low)
+    return max(min(low * correlation * math.sqrt(n_samples) / STANDARD_ERRORS, high), low)
 
 
 def degrees_of_freedom(action_space: spaces.Space) -> int:

@@ -31,10 +31,9 @@ from sb3_r2vpo.arguments import (
     python_number,
 )
 from sb3_r2vpo.dual import (
-    VARIANCE_PER_FREEDOM,
     WIDENING,
     DualVariable,
-    degrees_of_freedom,
+    auto_target_var,
     parse_auto,
     variance_worth_spending,
 )
@@ -101,21 +100,20 @@ class R2VPO(OnPolicyAlgorithm):
         ``"auto"`` learns it, ``"auto_0.5"`` learns it from that start. A sample rests at ``ρ = 1 + Â / (2 var_coef)``.
     :param target_var: The bound δ on the ratio variance after a rollout's gradient steps, which a learned ``var_coef`` holds.
         It can be a function of the current progress remaining, held at a small positive value where it reaches zero.
-        ``"auto"``: 0.005 for each degree of freedom of an action, which are the dimensions of a Box, the bits of a
-        MultiBinary, and for each Discrete one less than it has choices.
+        ``"auto"``: ``0.001 · N^(1/4)`` with N the samples of a rollout, for each degree of freedom of an action, which are the
+        dimensions of a Box, the bits of a MultiBinary, and for each Discrete one less than it has choices.
     :param max_target_var: The same where fresh samples show that the last steps were signal and not noise: with c the
-        correlation of the last step's log-ratio with the advantages of the next rollout (``train/signal``), the bound is
-        ``target_var · 80c`` (in small rollouts ``c√N / 0.8`` for ``80c``), but no less than ``target_var`` and no more than
-        this (``train/target_var``).
-        By default ten times ``target_var``
+        correlation of the last step's log-ratio with the advantages of the next rollout (``train/signal``) and N the number
+        of its samples, the bound is ``target_var · c√N / 3``, but no less than ``target_var`` and no more than this
+        (``train/target_var``). By default three times ``target_var``
     :param dual_lr: Step of the dual ascent of a learned ``var_coef``, per rollout: ``λ ← λ · clip(V/δ, 0.1, 10)^dual_lr``,
         with V that of the last epoch. 0.5 is Newton's step, less is smoother.
     :param var_coef_bounds: Smallest and largest value of a learned ``var_coef``. They do not bind a fixed one. Part of V is
         the optimizer's noise, which no λ can take away: where that alone is above the bound, λ would rise without end.
         ``train/var_coef_at_bound`` tells when it rests on the smallest (-1) or largest (1).
     :param ratio_penalty: What ``var_coef`` is the price of and ``target_var`` bounds. ``"variance"`` is the paper's
-        ``V = E[(ρ − 1)²]``. ``"two_sided"`` has ``(log ρ)²`` in its place where ρ < 1, which agrees with it for small steps,
-        bounds it, and does not let go of samples whose probability vanishes: the entropy stays.
+        ``V = E[(ρ − 1)²]``. ``"two_sided"`` has ``2 (ρ − 1 − log ρ)`` in its place where ρ < 1, which agrees with it for small
+        steps, bounds it, does not let go of samples whose probability vanishes, and takes no entropy for noise in the mean.
     :param clip_range_vf: Clipping parameter for the value function,
         it can be a function of the current progress remaining (from 1 to 0).
         If None is passed (default), no clipping will be done on the value function.
@@ -277,9 +275,8 @@ class R2VPO(OnPolicyAlgorithm):
         """What follows from arguments that can be assigned later: schedules, discounting, λ at its initial value."""
         self._setup_lr_schedule()
         self.rollout_buffer.gamma, self.rollout_buffer.gae_lambda = self.gamma, self.gae_lambda
-        if self.target_var == "auto":
-            self.target_var = VARIANCE_PER_FREEDOM * degrees_of_freedom(self.action_space)
-        self.target_var = as_schedule(self.target_var)  # type: ignore[arg-type]
+        if not isinstance(self.target_var, str):
+            self.target_var = as_schedule(self.target_var)
         if not isinstance(self.var_coef, str):
             self.var_coef = as_schedule(self.var_coef)
         if self.clip_range_vf is not None:
@@ -365,7 +362,7 @@ class R2VPO(OnPolicyAlgorithm):
                 f"`ratio_penalty` is {self.ratio_penalty!r}: allowed are {' and '.join(map(repr, RATIO_PENALTIES))}"
             )
         if self.max_target_var is not None:
-            check_number("max_target_var", self.max_target_var, "None (ten times `target_var`) or a number > 0", positive)
+            check_number("max_target_var", self.max_target_var, "None (three times `target_var`) or a number > 0", positive)
         check_number("dual_lr", self.dual_lr, "a number > 0", positive)
         if self.clip_range_vf is not None:
             check_schedule("clip_range_vf", self.clip_range_vf, "None (no clipping) or a number > 0", positive)
@@ -519,7 +516,10 @@ class R2VPO(OnPolicyAlgorithm):
         :param minibatches: From the minibatch size to the samples of this rollout
         :return: The bound on the ratio variance for this rollout. Where λ is learned, the last step's signal decides
         """
-        target_var = max(self._value_now("target_var", self.target_var), MIN_TARGET_VAR)
+        if self.target_var == "auto":
+            target_var = auto_target_var(self.action_space, self._rollout_size)
+        else:
+            target_var = max(self._value_now("target_var", self.target_var), MIN_TARGET_VAR)
         if not self.dual.learned:
             return target_var
         rollout = minibatches(max(self.batch_size, SIGNAL_BATCH_SIZE))

@@ -3,7 +3,7 @@ import torch as th
 from gymnasium import spaces
 
 from sb3_r2vpo import objective
-from sb3_r2vpo.dual import DualVariable, degrees_of_freedom, parse_auto, variance_worth_spending
+from sb3_r2vpo.dual import DualVariable, auto_target_var, degrees_of_freedom, parse_auto, variance_worth_spending
 
 
 @pytest.mark.parametrize("dual_lr", [0.1, 0.5])
@@ -71,10 +71,12 @@ def test_does_not_move_when_fixed():
     assert fixed.value == 0.0
 
 
-@pytest.mark.parametrize("n_samples, noise", [(65_536, 1 / 80), (4096, 1 / 80), (1024, 1 / 40), (64, 1 / 10)])
-@pytest.mark.parametrize("signal, expected", [(-5, 0.02), (0.0, 0.02), (0.9, 0.02), (2, 0.04), (4.9, 0.098), (9, 0.1)])
-def test_variance_is_spent_where_there_is_signal(signal, expected, n_samples, noise):
-    correlation = signal * noise
+@pytest.mark.parametrize("n_samples", [65_536, 4096, 64])
+@pytest.mark.parametrize(
+    "standard_errors, expected", [(-15, 0.02), (0.0, 0.02), (2.9, 0.02), (6, 0.04), (14.7, 0.098), (27, 0.1)]
+)
+def test_variance_is_spent_where_there_is_signal(standard_errors, expected, n_samples):
+    correlation = standard_errors / n_samples**0.5
     assert variance_worth_spending(correlation, n_samples, 0.02, 0.1) == pytest.approx(expected)
     assert variance_worth_spending(correlation, n_samples, 0.3, 0.1) == 0.3
 
@@ -95,6 +97,8 @@ def test_variance_is_spent_where_there_is_signal(signal, expected, n_samples, no
 )
 def test_degrees_of_freedom(space, expected):
     assert degrees_of_freedom(space) == expected
+    assert auto_target_var(space, 4096) == pytest.approx(0.008 * expected)
+    assert auto_target_var(space, 65_536) == pytest.approx(0.016 * expected)
 
 
 def test_the_variances_of_independent_choices_add_up():

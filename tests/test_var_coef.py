@@ -104,7 +104,7 @@ def test_a_learned_coefficient_holds_the_last_variance_at_the_target(ratio_penal
     "change",
     [
         dict(target_var=0.06),
-        dict(max_target_var=0.006),
+        dict(max_target_var=0.008),
         dict(dual_lr=0.25),
         dict(var_coef="auto_0.5"),
         dict(var_coef_bounds=(0.9, 100.0)),
@@ -114,9 +114,10 @@ def test_a_learned_coefficient_holds_the_last_variance_at_the_target(ratio_penal
 )
 def test_every_argument_of_the_constraint_changes_what_is_learned(change):
     def trained(**kwargs):
-        env = make_vec_env("Pendulum-v1", n_envs=4, seed=0)
-        model = R2VPO("MlpPolicy", env, n_steps=64, n_epochs=10, learning_rate=1e-2, seed=0, device="cpu", **kwargs)
-        return model.learn(64 * 4 * 12).policy.parameters_to_vector()
+        # A task with so much signal that the bound widens
+        env = VecNormalize(make_vec_env("CartPole-v1", n_envs=4, seed=0))
+        model = R2VPO("MlpPolicy", env, n_steps=256, learning_rate=1e-3, gamma=0.98, seed=0, device="cpu", **kwargs)
+        return model.learn(256 * 4 * 5).policy.parameters_to_vector()
 
     assert np.abs(trained() - trained(**change)).max() > 1e-3
 

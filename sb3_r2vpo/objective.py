@@ -56,20 +56,20 @@ def ratio_variance(ratio: th.Tensor) -> th.Tensor:
 
 def two_sided_variance(ratio: th.Tensor, log_ratio: th.Tensor) -> th.Tensor:
     """
-    ``D = E_β[(ρ − 1)²]`` over samples with ρ ≥ 1, ``E_β[2 (ρ − 1 − log ρ)]`` over those with ρ < 1.
+    ``D = E_β[max((ρ − 1)², (log ρ)²)]``, which is ``(ρ − 1)²`` above one and ``(log ρ)²`` below.
 
     V and D agree to second order, and ``D ≥ V``: what bounds D bounds V. Below one they differ in two things:
 
-    - The pull of ``(ρ − 1)²`` vanishes with ρ, so that for ``Â < −2λ`` nothing keeps a sample. That of D does not:
-      a sample rests at ``ρ* = 1 / (1 + |Â| / (2λ))``, the mirror image of ``ρ* = 1 + Â / (2λ)`` for ``Â > 0``.
-    - Where the mean of a Gaussian has moved by ``d`` standard deviations, V falls with its standard deviation σ
-      (``∂V/∂log σ = 2d²``), so that it takes entropy away for noise in the mean. D is level in σ, to second order in ``d``.
+    - The gradient of ``(ρ − 1)²`` vanishes with ρ, so that for ``Â < −2λ`` nothing keeps a sample. That of ``(log ρ)²`` grows,
+      and the sample rests where ``ρ Â = 2λ log ρ``.
+    - Where the mean of a Gaussian has moved by d standard deviations, V asks for a smaller one (``∂V/∂log σ = 2d²``) and
+      takes entropy away for noise in the mean. D asks for a larger one (``∂D/∂log σ = −d²``).
 
     :param ratio: ρ
     :param log_ratio: ``log ρ``
     :return: Scalar tensor
     """
-    return th.where(ratio < 1.0, 2.0 * (ratio - 1.0 - log_ratio), (ratio - 1.0).square()).mean()
+    return th.where(ratio < 1.0, log_ratio, ratio - 1.0).square().mean()
 
 
 def lagrangian(surrogate: th.Tensor, variance: th.Tensor, var_coef: th.Tensor, target_var: float | th.Tensor) -> th.Tensor:

@@ -112,8 +112,8 @@ class R2VPO(OnPolicyAlgorithm):
         the optimizer's noise, which no λ can take away: where that alone is above the bound, λ would rise without end.
         ``train/var_coef_at_bound`` tells when it rests on the smallest (-1) or largest (1).
     :param ratio_penalty: What ``var_coef`` is the price of and ``target_var`` bounds. ``"variance"`` is the paper's
-        ``V = E[(ρ − 1)²]``. ``"two_sided"`` has ``2 (ρ − 1 − log ρ)`` in its place where ρ < 1, which agrees with it for small
-        steps, bounds it, does not let go of samples whose probability vanishes, and takes no entropy for noise in the mean.
+        ``V = E[(ρ − 1)²]``. ``"two_sided"`` has ``(log ρ)²`` in its place where ρ < 1, which agrees with it for small steps,
+        bounds it, does not let go of samples whose probability vanishes, and takes no entropy for noise in the mean.
     :param clip_range_vf: Clipping parameter for the value function,
         it can be a function of the current progress remaining (from 1 to 0).
         If None is passed (default), no clipping will be done on the value function.

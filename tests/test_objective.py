@@ -29,7 +29,7 @@ def policy_gradient(policy: ActorCriticPolicy, batch: RolloutBufferSamples, weig
 @pytest.mark.parametrize("two_sided", [False, True])
 @pytest.mark.parametrize("var_coef", [0.0, 0.7, 5.0])
 def test_gradient_of_the_loss(var_coef, two_sided):
-    """∇L = E[ρ (Â − 2λ(ρ − 1)) ∇log π], and E[(ρÂ − 2λ(ρ − 1)) ∇log π] where a two-sided penalty meets ρ < 1"""
+    """∇L = E[ρ (Â − 2λ(ρ − 1)) ∇log π], and E[(ρÂ − 2λ log ρ) ∇log π] where a two-sided penalty meets ρ < 1"""
     th.manual_seed(0)
     n, obs_dim, action_dim = 32, 3, 2
     box = spaces.Box(-1, 1, (action_dim,))
@@ -50,7 +50,7 @@ def test_gradient_of_the_loss(var_coef, two_sided):
     ratio = th.exp(log_prob - old_log_prob)
     brake = ratio * (ratio - 1)
     if two_sided:
-        brake = th.where(ratio < 1, ratio - 1, brake)
+        brake = th.where(ratio < 1, ratio.log(), brake)
     by_hand = policy_gradient(policy, batch, ratio * advantages - 2 * var_coef * brake)
     for parameter, expected in zip(policy.parameters(), by_hand, strict=True):
         gradient = th.zeros_like(parameter) if parameter.grad is None else parameter.grad
@@ -93,11 +93,11 @@ def test_only_the_two_sided_variance_keeps_a_bad_sample(two_sided, kept):
         log_ratio = (log_ratio + 0.1 * gradient).detach().requires_grad_()
     assert (log_ratio.exp() > 0.05) == kept
     if kept:
-        # The mirror image of 1 + |Â| / (2λ)
-        assert log_ratio.exp().item() == pytest.approx(1 / (1 + 3.0 / (2 * var_coef)), abs=1e-4)
+        # It rests where ρ Â = 2λ log ρ
+        assert (log_ratio.exp() * advantage).item() == pytest.approx((2 * var_coef * log_ratio).item(), abs=1e-4)
 
 
-@pytest.mark.parametrize("two_sided, expected", [(False, 2.0), (True, 0.0)])
+@pytest.mark.parametrize("two_sided, expected", [(False, 2.0), (True, -1.0)])
 def test_only_the_variance_takes_entropy_for_a_moved_mean(two_sided, expected):
     """The slope in log σ of the penalty for β = N(0, 1) and π = N(d, σ²), in units of d²"""
     n, d = 100_000, 0.02

@@ -10,6 +10,10 @@ from stable_baselines3.common.callbacks import BaseCallback
 from sb3_r2vpo.updater import Metrics
 
 
+#: Of no number that is infinite as float32 or NaN is the square so small
+LARGEST_SQUARES = 1e38
+
+
 class NonFiniteUpdateError(ValueError):
     """A loss or gradient was NaN or infinite. The minibatch was skipped, the weights are as good as before it."""
 
@@ -66,7 +70,7 @@ def _is_finite(array: np.ndarray) -> bool:
     :param array: Of any shape and type
     :return: Whether the policy, whose numbers are float32, sees it as finite. It is asked at each step of a rollout
     """
-    if array.dtype.kind != "f":
+    if array.dtype.kind != "f" or np.vdot(array, array) < LARGEST_SQUARES:
         return True
     if array.dtype.itemsize > 4:
         with np.errstate(over="ignore"):

@@ -49,7 +49,8 @@ class Fragile(gym.Wrapper):
         return obs, reward, *rest
 
 if "Fragile-v0" not in gym.registry:
-    gym.register("Fragile-v0", entry_point=Fragile)
+    # Gymnasium 1.0 does not take a wrapper itself
+    gym.register("Fragile-v0", entry_point=lambda **kwargs: Fragile(**kwargs))
 """
 CONFIG = dict(policy="MlpPolicy", n_timesteps=1024, n_envs=2, n_steps=64, batch_size=64, n_epochs=2, normalize=True)
 TRAIN = ["train", "--gym-packages", "fragile", "--env", "Fragile-v0", "-conf", "fragile.yml", "--seed", "3", "--verbose", "0"]

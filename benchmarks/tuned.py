@@ -8,6 +8,7 @@ The hyperparameters of R2VPO beside RL Zoo's of PPO and TRPO: RL Zoo's budgets, 
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -111,10 +112,11 @@ def values(records: list[Record], environment: str, algorithm: str, field: str) 
     return np.array([record[field] for record in mine])
 
 
-def returns_table(records: list[Record], environments: list[str]) -> str:
+def returns_table(records: list[Record], environments: Sequence[str], labels: dict[str, str] = LABELS) -> str:
     """
     :param records: The results
     :param environments: Those that have any
+    :param labels: The heading for each algorithm
     :return: Mean, spread and worst seed of the deterministic policy's return
     """
 
@@ -123,14 +125,15 @@ def returns_table(records: list[Record], environments: list[str]) -> str:
             return "–"
         return f"{returns.mean():,.0f} ± {returns.std():,.0f}, worst {returns.min():,.0f} ({len(returns)} seeds)"
 
-    rows = [(e, [cell(values(records, e, algorithm, "mean_return")) for algorithm in ALGORITHMS]) for e in environments]
-    return table("mean return, deterministic", LABELS.values(), rows)
+    rows = [(e, [cell(values(records, e, algorithm, "mean_return")) for algorithm in labels]) for e in environments]
+    return table("mean return, deterministic", labels.values(), rows)
 
 
-def times_table(records: list[Record], environments: list[str]) -> str:
+def times_table(records: list[Record], environments: Sequence[str], labels: dict[str, str] = LABELS) -> str:
     """
     :param records: The results
     :param environments: Those that have any
+    :param labels: The heading for each algorithm
     :return: Timesteps, and median minutes of training
     """
 
@@ -142,8 +145,8 @@ def times_table(records: list[Record], environments: list[str]) -> str:
             return "–"
         return f"{np.median(wall) / 60:.1f} ({np.median(cpu) / 60:.1f}) for {np.median(steps):,.0f} steps"
 
-    rows = [(e, [cell(e, algorithm) for algorithm in ALGORITHMS]) for e in environments]
-    return table("minutes of training (CPU minutes)", LABELS.values(), rows)
+    rows = [(e, [cell(e, algorithm) for algorithm in labels]) for e in environments]
+    return table("minutes of training (CPU minutes)", labels.values(), rows)
 
 
 def draw(records: list[Record], environments: list[str]) -> None:

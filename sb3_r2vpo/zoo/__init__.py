@@ -14,7 +14,7 @@ ALGO = "r2vpo"
 #: With its variants, named like RL Zoo's ppo_lstm
 ALGOS = (ALGO, "maskable_r2vpo", "r2vpo_lstm")
 #: Versions of RL Zoo that have the hooks
-SUPPORTED = "rl_zoo3>=2.9.0,<3.0"
+SUPPORTED = "rl_zoo3>=2.9.2,<3.0"
 #: What is replaced, overridden or added to in RL Zoo
 HOOKS = (
     "utils.ALGOS",

@@ -9,7 +9,6 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_r2vpo.updater import Metrics
 
-
 #: Of no number that is infinite as float32 or NaN is the square so small
 LARGEST_SQUARES = 1e38
 

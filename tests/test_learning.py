@@ -16,7 +16,10 @@ def mean_return(model, env, n_eval_episodes=20) -> float:
 @pytest.mark.parametrize("var_coef", ["auto", 2.0])
 def test_cartpole_is_solved(var_coef):
     env = make_vec_env("CartPole-v1", n_envs=8, seed=0)
-    settings = dict(n_steps=32, batch_size=256, n_epochs=20, gae_lambda=0.8, gamma=0.98, learning_rate=1e-3)
+    # RL Zoo's, with a learning rate that falls: at a constant one the policy can fall again after it has been solved
+    settings = dict(
+        n_steps=32, batch_size=256, n_epochs=20, gae_lambda=0.8, gamma=0.98, learning_rate=lambda left: 1e-3 * left
+    )
     model = R2VPO("MlpPolicy", env, var_coef=var_coef, seed=0, device="cpu", **settings).learn(60_000)
     # Gymnasium's own threshold
     assert mean_return(model, make_vec_env("CartPole-v1", seed=1)) >= 475

@@ -28,6 +28,9 @@ from pathlib import Path
 class Fragile(gym.Wrapper):
     '''Something bad happens once.'''
 
+    # Gymnasium 1.0 asks the class, and a wrapper's is a property
+    metadata = {"render_modes": []}
+
     def __init__(self, trap=False, render_mode=None):
         super().__init__(gym.make("CartPole-v1"))
         self.trap, self.count = Path("trap"), 0 if trap else -(10**9)
@@ -49,8 +52,7 @@ class Fragile(gym.Wrapper):
         return obs, reward, *rest
 
 if "Fragile-v0" not in gym.registry:
-    # Gymnasium 1.0 does not take a wrapper itself
-    gym.register("Fragile-v0", entry_point=lambda **kwargs: Fragile(**kwargs))
+    gym.register("Fragile-v0", entry_point=Fragile)
 """
 CONFIG = dict(policy="MlpPolicy", n_timesteps=1024, n_envs=2, n_steps=64, batch_size=64, n_epochs=2, normalize=True)
 TRAIN = ["train", "--gym-packages", "fragile", "--env", "Fragile-v0", "-conf", "fragile.yml", "--seed", "3", "--verbose", "0"]

@@ -240,7 +240,7 @@ def report() -> None:
     busy = (
         f"**Taken on a machine of which other processes took {results['share_of_others']:.0%}: no figures to go by, "
         "to be taken again.** "
-        if (results["share_of_others"] or 0.0) > 0.05
+        if results["share_of_others"] > 0.05
         else ""
     )
     sentence = (

@@ -9,7 +9,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_r2vpo.updater import Metrics
 
-#: Of no number that is infinite as float32 or NaN is the square so small
+#: Numbers whose squares add up to less are finite, as float32 too
 LARGEST_SQUARES = 1e38
 
 

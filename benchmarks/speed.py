@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from datetime import date
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,12 @@ PICTURE = ROOT / "docs" / "images" / "speed.png"
 
 N_ENVS = 8
 N_EPOCHS = 10
-BATCH_SIZES = (64, 256, 1024, 2048, 4096)
-NETWORKS = ((64, 64), (256, 256))
+#: By device: a card is for larger ones
+BATCH_SIZES = {"cpu": (64, 256, 1024, 2048, 4096), "cuda": (64, 512, 4096)}
+NETWORKS: dict[str, tuple[tuple[int, ...], ...]] = {
+    "cpu": ((64, 64), (256, 256)),
+    "cuda": ((64, 64), (512, 256, 128)),
+}
 #: Environment id of each task by the way it is stepped; all but EnvPool's are Gymnasium's
 TASKS = {
     "HalfCheetah-v5": {"gymnasium": "HalfCheetah-v5", "envpool": "HalfCheetah-v5"},
@@ -56,7 +60,11 @@ END_TO_END = (
 )
 #: What is added to the name of the implementation
 VEC_ENV_LABELS = {"dummy": "", "subproc": "", "envpool": " + EnvPool", "envpool, pinned": " + EnvPool, pinned"}
-IMPLEMENTATIONS = ("SB3 PPO", "SBX PPO", "R2VPO plain", "R2VPO compiled")
+IMPLEMENTATIONS = {
+    "cpu": ("SB3 PPO", "SBX PPO", "R2VPO plain", "R2VPO compiled"),
+    # SBX compiles for 36 s on a card, for each shape
+    "cuda": ("SB3 PPO", "R2VPO plain", "R2VPO compiled"),
+}
 #: What multiplies matrices: torch's own (MKL on x86), and what the compiled step uses where that is slow
 LIBRARIES = ("torch", "oneDNN")
 #: Where the time of a rollout goes: implementation and vectorized environment
@@ -66,33 +74,38 @@ ROLLOUTS = tuple(
     if implementation in ("SB3 PPO", "R2VPO compiled") and vec_env != "subproc"
 )
 ROLLOUT_PARTS = ("environments", "everything else")
-#: What is measured, by the name of the function
-JOBS: dict[str, list[dict[str, Any]]] = {
-    "matrix_product_seconds": [
-        dict(implementation="R2VPO plain", batch_size=batch_size, network=network, library=library)
-        for network in NETWORKS
-        for batch_size in BATCH_SIZES
-        for library in LIBRARIES
-    ],
-    "minibatch_seconds": [
-        dict(implementation=implementation, batch_size=batch_size, network=network)
-        for network in NETWORKS
-        for batch_size in BATCH_SIZES
-        for implementation in IMPLEMENTATIONS
-    ],
-    "steps_per_second": [
-        dict(implementation=implementation, task=task, vec_env=vec_env)
-        for task in TASKS
-        for implementation, vec_env in END_TO_END
-    ],
-    "rollout_seconds": [
-        dict(implementation=implementation, task=task, vec_env=vec_env, part=part)
-        for task in TASKS
-        for implementation, vec_env in ROLLOUTS
-        for part in ROLLOUT_PARTS
-    ],
-}
-PARTS = ("footprint", *JOBS)
+
+
+def jobs_of(device: str) -> dict[str, list[dict[str, Any]]]:
+    """
+    :param device: cpu or cuda
+    :return: What is measured, by the name of the function. The environments are on the CPU, and so is what is measured of them
+    """
+    sizes = [dict(batch_size=batch, network=network) for network in NETWORKS[device] for batch in BATCH_SIZES[device]]
+    jobs: dict[str, list[dict[str, Any]]] = {
+        "minibatch_seconds": [
+            dict(implementation=implementation, **size) for size in sizes for implementation in IMPLEMENTATIONS[device]
+        ],
+    }
+    if device == "cpu":
+        # On a card launching them one by one takes longer than all of a captured step
+        jobs["matrix_product_seconds"] = [
+            dict(implementation="R2VPO plain", **size, library=library) for size in sizes for library in LIBRARIES
+        ]
+        jobs["steps_per_second"] = [
+            dict(implementation=implementation, task=task, vec_env=vec_env)
+            for task in TASKS
+            for implementation, vec_env in END_TO_END
+        ]
+        jobs["rollout_seconds"] = [
+            dict(implementation=implementation, task=task, vec_env=vec_env, part=part)
+            for task in TASKS
+            for implementation, vec_env in ROLLOUTS
+            for part in ROLLOUT_PARTS
+        ]
+    return jobs
+
+
 PACKAGES = ("stable_baselines3", "sbx-rl", "torch", "jax", "gymnasium", "mujoco", "dm_control", "envpool")
 #: One thread each; for JAX there is no such variable, but its pool can be told
 ONE_THREAD = {
@@ -100,6 +113,8 @@ ONE_THREAD = {
     "MKL_NUM_THREADS": "1",
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
     "NPROC": "1",
+    # Else it takes most of a card's memory, and the others take turns with it
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
 }
 
 
@@ -213,7 +228,7 @@ def matrix_product_seconds(implementation: str, device: str, batch_size: int, ne
 
     from sb3_r2vpo.fast.onednn import product
 
-    multiply = th.mm if library == "torch" or device == "cuda" else lambda a, b: product(a, b.t())
+    multiply = th.mm if library == "torch" else lambda a, b: product(a, b.t())
     layers = [pair for n_outputs in (6, 1) for pair in pairwise((17, *network, n_outputs))]
     operands = [[th.randn(s, device=device) for s in ((batch_size, i), (i, o), (batch_size, o))] for i, o in layers]
     n_repeats = 64_000 // batch_size
@@ -224,8 +239,6 @@ def matrix_product_seconds(implementation: str, device: str, batch_size: int, ne
             multiply(x.t(), gradient)
             if n_in != 17:  # the observations need no gradient
                 multiply(gradient, weight.t())
-    if device == "cuda":
-        th.cuda.synchronize()
     return (time.perf_counter() - start) / n_repeats
 
 
@@ -342,25 +355,26 @@ class Worker:
         self.process.wait()
 
 
-def run(device: str, repeats: int, parts: list[str]) -> None:
+def run(device: str, repeats: int, parts: list[str] | None) -> None:
     """
     Measure and write the results file, part by part.
 
     :param device: cpu or cuda
     :param repeats: How often each figure is taken, after one that does not count
-    :param parts: Which of ``PARTS``; the file keeps the others
+    :param parts: Those to measure, by default all; the file keeps the others
     """
     path = RESULTS / f"speed_{device}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     results = json.loads(path.read_text()) if path.exists() else {}
-    for part in parts:
+    jobs = jobs_of(device)
+    for part in parts or ("footprint", *jobs):
         results.update(
             date=date.today().isoformat(),
             machine=machine(device),
-            versions={name: version(name) for name in PACKAGES},
+            versions={name: version_of(name) for name in PACKAGES},
             settings=dict(n_envs=N_ENVS, n_epochs=N_EPOCHS, threads=1),
         )
-        results[part] = footprints(device) if part == "footprint" else take_turns(device, part, JOBS[part], repeats)
+        results[part] = footprints(device) if part == "footprint" else take_turns(device, part, jobs[part], repeats)
         path.write_text(json.dumps(results, indent=1) + "\n")
 
 
@@ -370,7 +384,7 @@ def footprints(device: str) -> dict[str, dict[str, float]]:
     :return: The footprint of each implementation, in a process and with a compiler cache of its own
     """
     answers = {}
-    for implementation in IMPLEMENTATIONS:
+    for implementation in IMPLEMENTATIONS[device]:
         with tempfile.TemporaryDirectory() as cache_dir:
             worker = Worker(implementation, device, {"TORCHINDUCTOR_CACHE_DIR": cache_dir})
             answers[implementation] = worker.ask("footprint")
@@ -399,6 +413,17 @@ def take_turns(device: str, measure: str, jobs: list[dict[str, Any]], repeats: i
     return [dict(**job, median=statistics.median(taken), values=taken) for job, taken in zip(jobs, values, strict=True)]
 
 
+def version_of(package: str) -> str | None:
+    """
+    :param package: Its name
+    :return: Its version, None where it is not needed and not there
+    """
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def machine(device: str) -> str:
     """
     :param device: cpu or cuda
@@ -416,20 +441,23 @@ def machine(device: str) -> str:
 # --- From the results to pictures and tables
 
 
-def minibatch_table(results: dict[str, Any]) -> str:
+def minibatch_table(results: dict[str, Any], device: str) -> str:
     """
     :param results: The results file
+    :param device: cpu or cuda
     :return: Markdown: milliseconds per minibatch, and how many times as fast as SB3's PPO
     """
-    columns = (*IMPLEMENTATIONS, *(f"matrix products alone, {library}" for library in LIBRARIES))
+    libraries = LIBRARIES if device == "cpu" else ()
+    columns = (*IMPLEMENTATIONS[device], *(f"matrix products alone, {library}" for library in libraries))
     lines = ["| `train()`, ms per minibatch | " + " | ".join(columns) + " |", "|---" * (1 + len(columns)) + "|"]
-    for network in NETWORKS:
-        for batch_size in BATCH_SIZES:
+    for network in NETWORKS[device]:
+        for batch_size in BATCH_SIZES[device]:
             rows = minibatch_medians(results, "minibatch_seconds", batch_size, network)
-            cells = [f"{1000 * rows[i]:.2f} ({rows['SB3 PPO'] / rows[i]:.1f}×)" for i in IMPLEMENTATIONS]
-            floors = minibatch_medians(results, "matrix_product_seconds", batch_size, network, key="library")
-            cells += [f"{1000 * floors[library]:.2f}" for library in LIBRARIES]
-            lines.append(f"| {network[0]}-{network[1]}, batch {batch_size} | " + " | ".join(cells) + " |")
+            cells = [f"{1000 * rows[i]:.2f} ({rows['SB3 PPO'] / rows[i]:.1f}×)" for i in IMPLEMENTATIONS[device]]
+            if libraries:
+                floors = minibatch_medians(results, "matrix_product_seconds", batch_size, network, key="library")
+                cells += [f"{1000 * floors[library]:.2f}" for library in libraries]
+            lines.append(f"| {'-'.join(map(str, network))}, batch {batch_size} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -438,7 +466,7 @@ def minibatch_medians(
 ) -> dict[str, float]:
     """
     :param results: The results file
-    :param part: One of ``PARTS`` that measures minibatches
+    :param part: One that measures minibatches
     :param batch_size: Minibatch size
     :param network: Hidden layers
     :param key: What tells the rows apart
@@ -519,8 +547,23 @@ def plot() -> None:
         ax.margins(x=0.2)
         ax.set(title=task, xlabel="environment steps per second")
     figure.savefig(PICTURE, dpi=120)
-    tables = (minibatch_table(results), end_to_end_table(results), rollout_table(results), footprint_sentence(results))
+    tables = (minibatch_table(results, "cpu"), end_to_end_table(results), rollout_table(results), footprint_sentence(results))
     replace_in(README, "speed", "\n\n".join(tables))
+    results = json.loads((RESULTS / "speed_cuda.json").read_text())
+    replace_in(README, "speed_cuda", minibatch_table(results, "cuda") + "\n\n" + cuda_sentence(results))
+
+
+def cuda_sentence(results: dict[str, Any]) -> str:
+    """
+    :param results: The results file of a card
+    :return: Compile time and where it was measured, in words
+    """
+    compile_seconds = results["footprint"]["R2VPO compiled"]["compile_seconds"]
+    versions = results["versions"]
+    return (
+        f"Compiling takes {compile_seconds:.0f} s once. {results['machine']}, {results['date']}, torch {versions['torch']}; "
+        f"medians of {len(results['minibatch_seconds'][0]['values'])} turns."
+    )
 
 
 def footprint_sentence(results: dict[str, Any]) -> str:
@@ -532,8 +575,8 @@ def footprint_sentence(results: dict[str, Any]) -> str:
     seconds = minibatch_medians(results, "minibatch_seconds", 64, (64, 64))
     compile_seconds = foot["R2VPO compiled"]["compile_seconds"]
     minibatches = compile_seconds / (seconds["R2VPO plain"] - seconds["R2VPO compiled"])
-    repeats = [len(row["values"]) for part in JOBS for row in results[part]]
-    memory = ", ".join(f"{name} {foot[name]['peak_mib']:.0f} MiB" for name in IMPLEMENTATIONS)
+    repeats = [len(row["values"]) for part in jobs_of("cpu") for row in results[part]]
+    memory = ", ".join(f"{name} {foot[name]['peak_mib']:.0f} MiB" for name in IMPLEMENTATIONS["cpu"])
     return (
         f"Compiling takes {compile_seconds:.0f} s once and is earned back after {minibatches:,.0f} minibatches of 64, "
         f"which are {minibatches * 64 / N_EPOCHS:,.0f} environment steps. Peak memory: {memory}. "
@@ -547,8 +590,8 @@ if __name__ == "__main__":
     parser.add_argument("command", choices=["run", "plot", "worker"])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to measure")
-    parser.add_argument("--implementation", choices=IMPLEMENTATIONS, help="of a worker")
+    parser.add_argument("--only", nargs="+", choices=("footprint", *jobs_of("cpu")), help="parts to measure")
+    parser.add_argument("--implementation", choices=IMPLEMENTATIONS["cpu"], help="of a worker")
     args = parser.parse_args()
     if args.command == "run":
         run(args.device, args.repeats, args.only)

@@ -60,9 +60,10 @@ SIGNAL_BATCH_SIZE = 4096
 RATIO_PENALTIES = ("two_sided", "variance")
 #: Which algorithm is for policies that need these inputs to evaluate actions
 ALGORITHM_BY_INPUT = {"action_masks": "MaskableR2VPO", "lstm_states": "RecurrentR2VPO"}
-#: With `compile="auto"`: how many gradient steps earn back the time that compiling takes. Measured (benchmarks/speed.py):
-#: 21 s to compile, 0.9 ms saved per step with the default policy and batch size, so 23,000 steps; more with larger batches.
-COMPILE_PAYS_FROM = 30_000
+#: With `compile="auto"`: how many gradient steps earn back the time that compiling takes, by device. Measured
+#: (benchmarks/speed.py) with the default policy and batch size: 21 s to compile, 0.9 ms saved per step, so 23,000 steps, more
+#: with larger batches; on an H100 12 s and 4 ms, so 3,000 steps.
+COMPILE_PAYS_FROM = {"cpu": 30_000, "cuda": 5_000}
 #: The same of the forward pass, in steps of the vectorized environment: 0.1 ms saved, and after the gradient step
 #: compiling it takes two to three seconds more (timed once, not by the benchmark).
 COMPILE_FORWARD_PAYS_FROM = 30_000
@@ -131,9 +132,9 @@ class R2VPO(OnPolicyAlgorithm):
     :param target_kl: Stop the updates of a rollout at the first minibatch whose KL divergence is above
         1.5 times this, before its gradient step. By default, there is no limit on the kl div.
     :param compile: Whether to compile the gradient step, which takes about 20 s once and makes it several times as fast
-        where the networks are small, with the same result up to rounding. ``"auto"`` does so on the CPU when ``learn``
-        has 30,000 gradient steps or more ahead (with the other arguments at their defaults: from 192,000 timesteps) and
-        all of the policy's modules are classes of torch, SB3 or sb3-contrib.
+        where the networks are small, with the same result up to rounding. ``"auto"`` does so when ``learn``
+        has 30,000 gradient steps or more ahead (with the other arguments at their defaults: from 192,000 timesteps), on CUDA
+        5,000, and all of the policy's modules are classes of torch, SB3 or sb3-contrib.
         With it goes the policy's forward pass in rollouts, when 30,000 steps of the vectorized environment are ahead.
         ``True`` compiles modules of your own too: what they compute may depend on their inputs, weights, buffers, mode and
         attributes, which are watched, but not on global variables or on random numbers that are not torch's.
@@ -547,7 +548,7 @@ class R2VPO(OnPolicyAlgorithm):
         """
         rollouts_left = 1 + max(0, math.ceil((self._total_timesteps - self.num_timesteps) / self._rollout_size))
         gradient_steps_left = rollouts_left * self.n_epochs * math.ceil(self._rollout_size / self.batch_size)
-        pays = len(self._programs) > 0 or (self.device.type == "cpu" and gradient_steps_left >= COMPILE_PAYS_FROM)
+        pays = len(self._programs) > 0 or gradient_steps_left >= COMPILE_PAYS_FROM.get(self.device.type, math.inf)
         return self.compile is True or (self.compile == "auto" and pays and self._only_known_code())
 
     def _only_known_code(self) -> bool:

@@ -24,6 +24,7 @@ from sb3_r2vpo.fast import compiled, onednn
 from sb3_r2vpo.fast.acting import compiled_forward
 from sb3_r2vpo.fast.guard import Guard, Refusal, own_code
 from sb3_r2vpo.fast.programs import MAX_PROGRAMS, Programs
+from sb3_r2vpo.r2vpo import COMPILE_PAYS_FROM
 
 
 class Extractor(BaseFeaturesExtractor):
@@ -83,7 +84,7 @@ def learn(model: R2VPO, n_rollouts: int = 3, callback: Any = None) -> dict[str, 
 
 @pytest.fixture
 def compiles_early(monkeypatch):
-    monkeypatch.setattr("sb3_r2vpo.r2vpo.COMPILE_PAYS_FROM", 1)
+    monkeypatch.setitem(COMPILE_PAYS_FROM, "cpu", 1)
     monkeypatch.setattr("sb3_r2vpo.r2vpo.COMPILE_FORWARD_PAYS_FROM", 1)
 
 
@@ -397,6 +398,7 @@ def test_the_graph_is_captured_on_the_policys_device(monkeypatch):
     monkeypatch.setattr(compiled, "to_tensors", lambda samples: [])
     monkeypatch.setattr(compiled, "warm_up", lambda *args: None)
     compiled.CudaGraph(lambda: (th.zeros(1),), MagicMock(returns=MagicMock(device=th.device("cuda:1"))), [])
+    compiled.capturing_place.cache_clear()
     cuda.device.assert_called_once_with(th.device("cuda:1"))
     # All the rest happens inside
     names = [name for name, *_ in cuda.mock_calls]

@@ -191,13 +191,3 @@ def test_unsupported_action_space():
 
     with pytest.raises(AssertionError, match="The algorithm only supports"):
         R2VPO("MlpPolicy", DictActions())
-
-
-@pytest.mark.cuda
-def test_cuda(recwarn, tmp_path):
-    model = R2VPO("MlpPolicy", "Pendulum-v1", device="cuda", n_steps=64, batch_size=32, seed=0).learn(256)
-    assert not [w for w in recwarn if "on the GPU" in str(w.message)]
-    assert model.dual.value.device.type == "cuda"
-    model.save(tmp_path / "model")
-    R2VPO.load(tmp_path / "model", env=model.env, device="cuda").learn(128)
-    R2VPO.load(tmp_path / "model", env=model.env, device="cpu").learn(128)

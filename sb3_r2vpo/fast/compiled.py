@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
-from functools import partial
+from functools import cache, partial
 from itertools import compress
 from typing import Any, NamedTuple
 
@@ -393,17 +393,19 @@ class CudaGraph:
     """
 
     def __init__(self, step: Step, batch: Samples, buffers: list[th.Tensor]) -> None:
+        # The graph knows the addresses of the step's tensors, which must stay theirs
+        self.step = step
         self.batch = [tensor.clone() for tensor in to_tensors(batch)]
         device = batch.returns.device
         # Else it is the current device, not the policy's
         with th.cuda.device(device):
-            stream = th.cuda.Stream()
+            stream, pool = capturing_place(device)
             stream.wait_stream(th.cuda.current_stream())
             with th.cuda.stream(stream):
                 warm_up(step, batch, buffers)
             th.cuda.current_stream().wait_stream(stream)
             self.graph = th.cuda.CUDAGraph()
-            with th.cuda.graph(self.graph):
+            with th.cuda.graph(self.graph, pool=pool.id, stream=stream):  # type: ignore[arg-type]
                 self.metrics, *self.gradients = step(*self.batch)
 
     def __call__(self, *batch: th.Tensor) -> tuple[th.Tensor, ...]:
@@ -411,6 +413,18 @@ class CudaGraph:
             static.copy_(tensor)
         self.graph.replay()
         return self.metrics.clone(), *self.gradients
+
+
+@cache
+def capturing_place(device: th.device) -> tuple[th.cuda.Stream, th.cuda.MemPool]:
+    """
+    One for all graphs: on a stream of its own each would keep another workspace of cuBLAS, 32 MiB on an H100, and a pool of
+    its own would not be given back.
+
+    :param device: A GPU
+    :return: The stream and the memory with which its graphs are captured
+    """
+    return th.cuda.Stream(device), th.cuda.MemPool()
 
 
 def warm_up(step: Step, batch: Samples, buffers: list[th.Tensor]) -> None:

@@ -158,6 +158,6 @@ def name(run: Any) -> str:
     :param run: A training
     :return: Its name
     """
-    changes = "".join(f" {argument}={value}" for argument, value in run.changes.items())
+    changes = "".join(f" {argument}={value}" for argument, value in getattr(run, "changes", {}).items())
     what = " ".join(value for field, value in run._asdict().items() if field not in ("seed", "changes"))
-    return f"{what}{changes} seed {run.seed}"
+    return f"{what}{changes} seed {run.seed}".strip()

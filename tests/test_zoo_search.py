@@ -20,17 +20,23 @@ import optuna
 import pytest
 import sqlalchemy
 import yaml
+from gymnasium import spaces
 from optuna.trial import FrozenTrial, TrialState
 from stable_baselines3.common.env_util import make_vec_env
+from torch import nn
 
 pytest.importorskip("rl_zoo3")
 
+from rl_zoo3.utils import SimpleLinearSchedule
+
 from sb3_r2vpo import R2VPO
+from sb3_r2vpo.dual import auto_target_var
 from sb3_r2vpo.zoo import register, study_storage
 from sb3_r2vpo.zoo import study as studies
 from sb3_r2vpo.zoo.experiment import R2VPOExperimentManager
+from sb3_r2vpo.zoo.hyperparameters import named_schedules
 from sb3_r2vpo.zoo.lasting import LastingExperimentManager
-from sb3_r2vpo.zoo.search_space import convert_r2vpo_params, sample_r2vpo_params
+from sb3_r2vpo.zoo.search_space import convert_r2vpo_params, first_trial, sample_r2vpo_params
 from sb3_r2vpo.zoo.study import FINISHED, run_trials
 from sb3_r2vpo.zoo.study_storage import find_study, find_trial, open_storage
 
@@ -97,15 +103,39 @@ def test_a_stored_trial_is_converted_to_what_was_trained(tmp_path):
         trial = study.ask()
         trained = sample_r2vpo_params(trial, 1, 4, {})
         stored = convert_r2vpo_params(find_study(str(tmp_path / "study.log"), study.study_name).trials[trial.number].params)
-        assert stored == {**trained, "n_envs": 4}
+        # RL Zoo makes schedules of their names
+        stored |= named_schedules(stored)
+        assert repr(sorted(stored.items())) == repr(sorted({**trained, "n_envs": 4}.items()))
 
 
 def test_hyperparameters_of_a_learned_coefficient_only_exist_where_it_is_learned():
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for _ in range(10):
         arguments = sample_r2vpo_params(study.ask(), 1, 1, {})
-        learned = {"target_var", "max_target_var"} & set(arguments)
-        assert len(learned) == (2 if arguments["var_coef"] == "auto" else 0)
+        assert ("target_var" in arguments) == (arguments["var_coef"] == "auto")
+
+
+def test_a_search_begins_with_the_entry(tmp_path):
+    """As near as the space comes to it."""
+    entry = dict(n_steps=256, batch_size=128, learning_rate=SimpleLinearSchedule(1e-3), gamma=0.98, max_grad_norm=5)
+    entry["policy_kwargs"] = dict(log_std_init=-1, activation_fn=nn.ReLU)
+    params = first_trial(entry, n_actions=6, n_envs=8)
+    expected = dict(learning_rate=1e-3, learning_rate_schedule="linear", n_epochs=10, activation_fn="relu", net_arch="small")
+    expected |= dict(log_std_init=-1, var_coef_mode="learned", max_grad_norm=2.0, ent_coef=1e-8)
+    assert params.items() >= expected.items()
+    study = optuna.create_study()
+    study.enqueue_trial(params)
+    arguments = sample_r2vpo_params(study.ask(), 6, 8, {})
+    assert arguments["policy_kwargs"] == {**entry["policy_kwargs"], "net_arch": dict(pi=[64, 64], vf=[64, 64])}
+    assert arguments["target_var"] == pytest.approx(auto_target_var(spaces.Box(-1, 1, (6,)), 2048))
+    assert {"n_steps": 256, "batch_size": 128}.items() <= arguments.items() and arguments["gamma"] == pytest.approx(0.98)
+
+    # What is not in the space is sampled
+    other = dict(policy_kwargs=dict(net_arch=[32], activation_fn=nn.ELU), var_coef=0.5, target_var=lambda progress: 0.1)
+    params = first_trial(other, n_actions=0, n_envs=1)
+    assert not {"net_arch", "activation_fn", "log_std_init", "target_var"} & set(params) and params["var_coef"] == 0.5
+    study = search(tmp_path, hyperparams={"n_steps": 64, "learning_rate": 2e-3}, n_trials=1)
+    assert study.trials[0].params.items() >= dict(n_steps_pow=6, learning_rate=2e-3, learning_rate_schedule="constant").items()
 
 
 def test_tpe_samples_conditional_hyperparameters_jointly(tmp_path, monkeypatch):
@@ -119,7 +149,7 @@ def test_tpe_samples_conditional_hyperparameters_jointly(tmp_path, monkeypatch):
         return sample(self, study, trial, name, distribution)
 
     monkeypatch.setattr(type(sampler), "sample_independent", record)
-    study.optimize(lambda trial: sample_r2vpo_params(trial, 1, 1, {})["learning_rate"], n_trials=20)
+    study.optimize(lambda trial: sample_r2vpo_params(trial, 1, 1, {})["gamma"], n_trials=20)
     assert len({number for number, _ in independent}) >= 4
     assert not [(number, name) for number, name in independent if number > 10]
 

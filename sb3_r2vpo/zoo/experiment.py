@@ -19,6 +19,7 @@ from sb3_r2vpo.zoo.hyperparameters import check_names, check_values, named_sched
 from sb3_r2vpo.zoo.lasting import LastingExperimentManager
 from sb3_r2vpo.zoo.learning_curve import draw_learning_curve
 from sb3_r2vpo.zoo.masks import with_masks
+from sb3_r2vpo.zoo.search_space import first_trial
 from sb3_r2vpo.zoo.study import run_trials
 from sb3_r2vpo.zoo.study_report import draw_study, print_summary, write_report
 from sb3_r2vpo.zoo.study_storage import find_study, find_trial, open_storage
@@ -169,6 +170,8 @@ class R2VPOExperimentManager(LastingExperimentManager):
             for key in sorted(self._hyperparams):
                 study.set_user_attr(key, str(self._hyperparams[key]))
 
+        if self.algo in ALGOS and not study.get_trials(deepcopy=False):
+            study.enqueue_trial(first_trial(self._hyperparams, self.n_actions, self.n_envs), skip_if_exists=True)
         run_trials(study, self.objective, self.n_trials, self.max_total_trials, self.n_jobs)
         self._report(study)
 

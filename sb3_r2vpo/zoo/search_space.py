@@ -1,12 +1,40 @@
-"""What a hyperparameter search of RL Zoo tries for R2VPO: PPO's space without the clip, and a fixed or a learned λ."""
+"""
+What a hyperparameter search of RL Zoo tries for R2VPO: PPO's space without the clip, a fixed or a learned λ, the initial
+exploration noise, and a learning rate that stays or falls.
+"""
 
+import inspect
 import math
 from typing import Any
 
+import numpy as np
 import optuna
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER, convert_onpolicy_params
+from torch import nn
 
+from sb3_r2vpo.dual import VARIANCE_PER_FREEDOM
+from sb3_r2vpo.r2vpo import R2VPO
 from sb3_r2vpo.zoo import ALGOS
+from sb3_r2vpo.zoo.hyperparameters import SCHEDULES, named_schedules
+
+#: Sampled in the logarithm. A learning rate below does not reach the point where the penalty balances the advantages, an
+#: entropy coefficient above keeps the policy at noise
+RANGES = {
+    "one_minus_gamma": (1e-4, 0.03),
+    "one_minus_gae_lambda": (1e-4, 0.1),
+    "learning_rate": (1e-4, 4e-3),
+    "ent_coef": (1e-8, 0.01),
+    "var_coef": (0.1, 10.0),
+    "target_var": (0.005, 0.2),
+}
+#: From 2**5=32
+BATCH_SIZE_POWERS, N_STEPS_POWERS = (5, 10), (5, 12)
+#: With one epoch most gradient steps are at ratios near one, where the penalty has no gradient
+N_EPOCHS = [5, 10, 20]
+MAX_GRAD_NORM = (0.3, 2.0)
+LOG_STD_INIT = (-2.5, 0.5)
+NETWORKS = {"tiny": [64], "small": [64, 64], "medium": [256, 256]}
+ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
 
 def register_search_space() -> None:
@@ -21,31 +49,28 @@ def sample_r2vpo_params(trial: optuna.Trial, n_actions: int, n_envs: int, additi
     Sampler of R2VPO's hyperparameters.
 
     :param trial: The trial
-    :param n_actions: Number of actions, not used
+    :param n_actions: Dimensions of a continuous action, 0 where actions are discrete
     :param n_envs: Number of environments in parallel
     :param additional_args: What RL Zoo tells the samplers of off-policy algorithms, not used
     :return: Arguments of R2VPO
     """
     # No choice, but what a trial was run with: its minibatches depend on it, see the converter
     trial.suggest_int("n_envs", n_envs, n_envs)
-    # From 2**5=32 to 2**10=1024
-    trial.suggest_int("batch_size_pow", 5, 10)
-    # From 2**5=32 to 2**12=4096
-    trial.suggest_int("n_steps_pow", 5, 12)
-    trial.suggest_float("one_minus_gamma", 0.0001, 0.03, log=True)
-    trial.suggest_float("one_minus_gae_lambda", 0.0001, 0.1, log=True)
-    trial.suggest_float("learning_rate", 1e-5, 0.002, log=True)
-    trial.suggest_float("ent_coef", 0.00000001, 0.1, log=True)
-    trial.suggest_categorical("n_epochs", [1, 5, 10, 20])
-    trial.suggest_float("max_grad_norm", 0.3, 2)
-    trial.suggest_categorical("net_arch", ["tiny", "small", "medium"])
-    trial.suggest_categorical("activation_fn", ["tanh", "relu"])
+    trial.suggest_int("batch_size_pow", *BATCH_SIZE_POWERS)
+    trial.suggest_int("n_steps_pow", *N_STEPS_POWERS)
+    for name in ("one_minus_gamma", "one_minus_gae_lambda", "learning_rate", "ent_coef"):
+        trial.suggest_float(name, *RANGES[name], log=True)
+    trial.suggest_categorical("learning_rate_schedule", ["constant", "linear"])
+    trial.suggest_categorical("n_epochs", N_EPOCHS)
+    trial.suggest_float("max_grad_norm", *MAX_GRAD_NORM)
+    trial.suggest_categorical("net_arch", list(NETWORKS))
+    trial.suggest_categorical("activation_fn", list(ACTIVATIONS))
+    if n_actions > 0:
+        trial.suggest_float("log_std_init", *LOG_STD_INIT)
 
-    if trial.suggest_categorical("var_coef_mode", ["fixed", "learned"]) == "fixed":
-        trial.suggest_float("var_coef", 0.1, 10.0, log=True)
-    else:
-        trial.suggest_float("target_var", 0.005, 0.1, log=True)
-        trial.suggest_float("max_target_var", 0.02, 0.5, log=True)
+    learned = trial.suggest_categorical("var_coef_mode", ["fixed", "learned"]) == "learned"
+    name = "target_var" if learned else "var_coef"
+    trial.suggest_float(name, *RANGES[name], log=True)
 
     arguments = convert_r2vpo_params(trial.params)
     # Display true values
@@ -53,17 +78,77 @@ def sample_r2vpo_params(trial: optuna.Trial, n_actions: int, n_envs: int, additi
         trial.set_user_attr(name, arguments[name])
     # RL Zoo has made the environments already
     del arguments["n_envs"]
-    return arguments
+    return {**arguments, **named_schedules(arguments)}
 
 
 def convert_r2vpo_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     """
     :param sampled_params: Parameters of a trial
-    :return: ``n_envs``, and the arguments of R2VPO that they stand for
+    :return: ``n_envs``, and the arguments of R2VPO that they stand for, a schedule by its name
     """
     hyperparams = convert_onpolicy_params(sampled_params)
     # Minibatches of equal size, which the rollout can fill
     hyperparams["batch_size"] = math.gcd(hyperparams["batch_size"], hyperparams["n_steps"] * hyperparams["n_envs"])
+    if hyperparams.pop("learning_rate_schedule") == "linear":
+        hyperparams["learning_rate"] = f"lin_{hyperparams['learning_rate']}"
+    if "log_std_init" in hyperparams:
+        hyperparams["policy_kwargs"]["log_std_init"] = hyperparams.pop("log_std_init")
     if hyperparams.pop("var_coef_mode") == "learned":
         hyperparams["var_coef"] = "auto"
     return hyperparams
+
+
+def first_trial(entry: dict[str, Any], n_actions: int, n_envs: int) -> dict[str, Any]:
+    """
+    What a search begins with: the entry of the environment, as near as the space comes to it. What the space has no value
+    for is left to the sampler.
+
+    :param entry: The environment's hyperparameters, as arguments of R2VPO
+    :param n_actions: Dimensions of a continuous action, 0 where actions are discrete
+    :param n_envs: Number of environments in parallel
+    :return: Parameters of a trial
+    """
+    defaults = {name: p.default for name, p in inspect.signature(R2VPO.__init__).parameters.items()}
+    arguments = {**defaults, **entry}
+    # RL Zoo has made schedules of them: what they begin with
+    starts = {name: value(1.0) if callable(value) else value for name, value in arguments.items() if name in SCHEDULES}
+    policy_kwargs = arguments["policy_kwargs"] or {}
+    rate = arguments["learning_rate"]
+    falls = callable(rate) and rate(0.0) < rate(1.0)
+    params = {
+        "batch_size_pow": nearest_power(arguments["batch_size"], BATCH_SIZE_POWERS),
+        "n_steps_pow": nearest_power(arguments["n_steps"], N_STEPS_POWERS),
+        "one_minus_gamma": 1 - arguments["gamma"],
+        "one_minus_gae_lambda": 1 - arguments["gae_lambda"],
+        "learning_rate": starts["learning_rate"],
+        "learning_rate_schedule": "linear" if falls else "constant",
+        "ent_coef": arguments["ent_coef"],
+        "n_epochs": min(N_EPOCHS, key=lambda n: abs(n - arguments["n_epochs"])),
+        "max_grad_norm": float(np.clip(arguments["max_grad_norm"], *MAX_GRAD_NORM)),
+        "var_coef_mode": "learned" if isinstance(starts["var_coef"], str) else "fixed",
+    }
+    if params["var_coef_mode"] == "fixed":
+        params["var_coef"] = starts["var_coef"]
+    elif starts["target_var"] != "auto":
+        params["target_var"] = starts["target_var"]
+    elif n_actions > 0:
+        params["target_var"] = VARIANCE_PER_FREEDOM * n_actions * (arguments["n_steps"] * n_envs) ** 0.25
+    params |= {name: float(np.clip(value, *RANGES[name])) for name, value in params.items() if name in RANGES}
+    layers = policy_kwargs.get("net_arch", [64, 64])
+    if isinstance(layers, dict) and layers["pi"] == layers["vf"]:
+        layers = layers["pi"]
+    activation = policy_kwargs.get("activation_fn", nn.Tanh)
+    params |= {"net_arch": name for name in NETWORKS if NETWORKS[name] == layers}  # noqa: B035 (one at most)
+    params |= {"activation_fn": name for name in ACTIVATIONS if ACTIVATIONS[name] is activation}  # noqa: B035
+    if n_actions > 0:
+        params["log_std_init"] = float(np.clip(policy_kwargs.get("log_std_init", 0.0), *LOG_STD_INIT))
+    return params
+
+
+def nearest_power(number: int, powers: tuple[int, int]) -> int:
+    """
+    :param number: A number
+    :param powers: The least and the largest
+    :return: The nearest power of two
+    """
+    return int(np.clip(round(math.log2(number)), *powers))

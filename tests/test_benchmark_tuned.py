@@ -3,6 +3,7 @@
 import json
 
 import figures
+import make_train
 import pytest
 import tuned
 from zoo_training import Training, as_json, entry
@@ -48,3 +49,22 @@ def test_the_report_says_mean_spread_and_worst(tmp_path, monkeypatch):
     assert "| Hopper-v5 | 2.0 (1.0) for 1,000,000 steps |" in text
     assert "old" not in (tmp_path / "README").read_text()
     assert (tmp_path / "tuned.png").stat().st_size > 1000
+
+
+def test_make_train_counts_seeds_above_the_mark(tmp_path, monkeypatch):
+    def record(seed, last, n=make_train.N_TIMESTEPS):
+        means = [1000.0, last]
+        return dict(
+            seed=seed, wall_seconds=240.0, timesteps=[n // 2, n], mean_returns=means, last_returns=[last - 10, last + 10]
+        )
+
+    results = tmp_path / "make_train.jsonl"
+    records = [record(1, 6000.0), record(0, 5800.0), record(2, 7000.0, n=3_000_000)]
+    results.write_text("".join(json.dumps(record) + "\n" for record in records))
+    monkeypatch.setattr(make_train, "RESULTS", results)
+    # In the order of the seeds, and without those of another length
+    loaded = make_train.load()
+    assert [record["seed"] for record in loaded] == [0, 1]
+    table = make_train.returns_table(loaded)
+    assert "| seed 0 | 5,800 | 5,790 | 5,800 | 4.0 |" in table
+    assert "1 of 2 seeds end above 5,819" in table

@@ -16,16 +16,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import yaml
 from readme import README, replace_in
 from report import table
 from runs import Record, run_side_by_side
 from training import rounded
+from zoo_training import as_json
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "make_train.jsonl"
 #: What RL Zoo's benchmark publishes for its tuned PPO on HalfCheetah
 MARK = 5819
-N_TIMESTEPS = 4_000_000
+MILLIONS_OF_STEPS = 3.0
 
 
 class Training(NamedTuple):
@@ -45,9 +47,12 @@ def train(training: Training) -> Record:
         wall_seconds = time.perf_counter() - start
         (file,) = Path(logs).glob("r2vpo/*/evaluations.npz")
         evaluations = np.load(file)
+        (config,) = file.parent.glob("*/config.yml")
+        hyperparameters = dict(yaml.load(config.read_text(), Loader=yaml.UnsafeLoader))
         timesteps, returns = evaluations["timesteps"], evaluations["results"]
     return {
         **training._asdict(),
+        "hyperparameters": as_json(hyperparameters),
         "date": datetime.date.today().isoformat(),
         "wall_seconds": rounded(wall_seconds),
         "timesteps": timesteps.tolist(),
@@ -58,11 +63,11 @@ def train(training: Training) -> Record:
 
 def load() -> list[Record]:
     """
-    :return: The records, by seed; there are some of 3 million timesteps too, which was its length before
+    :return: The records, by seed, of the hyperparameters that were run last
     """
     records = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-    whole = [record for record in records if record["timesteps"][-1] > 0.95 * N_TIMESTEPS]
-    return sorted(whole, key=lambda record: record["seed"])
+    current = [record for record in records if record["hyperparameters"] == records[-1]["hyperparameters"]]
+    return sorted(current, key=lambda record: record["seed"])
 
 
 def returns_table(records: list[Record]) -> str:
@@ -94,7 +99,7 @@ def main() -> None:
     if args.command == "run":
         done = {record["seed"] for record in load()}
         missing = [Training(seed) for seed in args.seeds if seed not in done]
-        run_side_by_side(missing, [N_TIMESTEPS / 1e6] * len(missing), RESULTS, args.n_jobs, Path(__file__).name)
+        run_side_by_side(missing, [MILLIONS_OF_STEPS] * len(missing), RESULTS, args.n_jobs, Path(__file__).name)
     else:
         replace_in(README, "make_train", returns_table(load()))
 

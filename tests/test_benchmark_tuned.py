@@ -52,17 +52,15 @@ def test_the_report_says_mean_spread_and_worst(tmp_path, monkeypatch):
 
 
 def test_make_train_counts_seeds_above_the_mark(tmp_path, monkeypatch):
-    def record(seed, last, n=make_train.N_TIMESTEPS):
-        means = [1000.0, last]
-        return dict(
-            seed=seed, wall_seconds=240.0, timesteps=[n // 2, n], mean_returns=means, last_returns=[last - 10, last + 10]
-        )
+    def record(seed, last, **hyperparameters):
+        means, episodes = [1000.0, last], [last - 10, last + 10]
+        return dict(seed=seed, hyperparameters=hyperparameters, wall_seconds=240.0, mean_returns=means, last_returns=episodes)
 
     results = tmp_path / "make_train.jsonl"
-    records = [record(1, 6000.0), record(0, 5800.0), record(2, 7000.0, n=3_000_000)]
+    records = [record(2, 7000.0, n_envs=8), record(1, 6000.0), record(0, 5800.0)]
     results.write_text("".join(json.dumps(record) + "\n" for record in records))
     monkeypatch.setattr(make_train, "RESULTS", results)
-    # In the order of the seeds, and without those of another length
+    # In the order of the seeds, and without those of earlier hyperparameters
     loaded = make_train.load()
     assert [record["seed"] for record in loaded] == [0, 1]
     table = make_train.returns_table(loaded)

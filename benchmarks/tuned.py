@@ -123,8 +123,9 @@ def returns_table(records: list[Record], environments: Sequence[str], labels: di
     def cell(returns: np.ndarray) -> str:
         if len(returns) == 0:
             return "–"
-        seeds = "1 seed" if len(returns) == 1 else f"{len(returns)} seeds"
-        return f"{returns.mean():,.0f} ± {returns.std():,.0f}, worst {returns.min():,.0f} ({seeds})"
+        if len(returns) == 1:
+            return f"{returns[0]:,.0f} (1 seed)"
+        return f"{returns.mean():,.0f} ± {returns.std():,.0f}, worst {returns.min():,.0f} ({len(returns)} seeds)"
 
     rows = [(e, [cell(values(records, e, algorithm, "mean_return")) for algorithm in labels]) for e in environments]
     return table("mean return, deterministic", labels.values(), rows)

@@ -45,7 +45,7 @@ def test_the_report_says_mean_spread_and_worst(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "IMAGES", tmp_path)
     tuned.write_report([record_of("r2vpo", 100, 2000.0), record_of("r2vpo", 101, 3000.0), record_of("ppo", 100, 1500.0)])
     text = (tmp_path / "REPORT").read_text()
-    assert "| Hopper-v5 | 2,500 ± 500, worst 2,000 (2 seeds) | 1,500 ± 0, worst 1,500 (1 seeds) | – |" in text
+    assert "| Hopper-v5 | 2,500 ± 500, worst 2,000 (2 seeds) | 1,500 (1 seed) | – |" in text
     assert "| Hopper-v5 | 2.0 (1.0) for 1,000,000 steps |" in text
     assert "old" not in (tmp_path / "README").read_text()
     assert (tmp_path / "tuned.png").stat().st_size > 1000

@@ -35,6 +35,7 @@ ARGUMENTS = {name: parameter.default for name, parameter in inspect.signature(R2
 OWN = {
     **{f"{name}-v5": "larger steps than PPO's went further" for name in ("HalfCheetah", "Hopper", "Walker2d", "Ant")},
     "Ant-v4": "as v5",
+    **{name: "a rate that falls from a higher one" for name in ("Swimmer-v4", "Swimmer-v5")},
 }
 #: RL Zoo's entries of PPO that are not here, and why
 LEFT_OUT = {env_id: "PyBullet is not supported" for env_id in PPO_ENTRIES if "Bullet" in env_id}

@@ -144,7 +144,8 @@ def test_the_search_space(algo, policy):
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for _ in range(5):
         trial = study.ask()
-        arguments = HYPERPARAMS_SAMPLER[algo](trial, 2, 1, {})
+        # Discrete actions, without a standard deviation
+        arguments = HYPERPARAMS_SAMPLER[algo](trial, 0, 1, {})
         converted = HYPERPARAMS_CONVERTER[algo](trial.params)
         # RL Zoo makes schedules of their names
         converted |= named_schedules(converted)

@@ -8,7 +8,7 @@ import pytest
 import torch as th
 from sb3_contrib.common.envs import InvalidActionEnvDiscrete
 from stable_baselines3.common.vec_env import VecNormalize
-from test_backends import CASES, Twins, float64, run_case, tolerance, weights  # noqa: F401 (the fixture)
+from test_backends import CASES, Twins, float64, make_model, run_case, tolerance, weights  # noqa: F401 (the fixture)
 
 from sb3_r2vpo import (
     R2VPO,
@@ -51,15 +51,10 @@ def test_the_step_is_that_of_the_cpu(float64, case):  # noqa: F811
     th.testing.assert_close(on_cpu.policies[0].state_dict(), gpu_weights, **tolerance(on_cpu.duals[0].value))
 
 
-def make_model(**kwargs):
-    settings = dict(n_steps=64, batch_size=32, n_epochs=2, seed=0, device="cuda", policy_kwargs=dict(net_arch=[8]))
-    return R2VPO("MlpPolicy", "Pendulum-v1", **{**settings, **kwargs})
-
-
 def test_learn():
     """Whole rollouts: schedules, early stopping, the signal and λ."""
     settings = dict(learning_rate=lambda x: 3e-2 * x, target_var=lambda x: 0.1 * x + 0.01, target_kl=0.003)
-    plain, captured = (make_model(compile=compile, **settings) for compile in (False, True))
+    plain, captured = (make_model(compile, device="cuda", **settings) for compile in (False, True))
     for model in (plain, captured):
         model.set_random_seed(0)
         model.learn(64 * 4)
@@ -73,7 +68,7 @@ def test_a_bad_reward_stops_a_captured_training():
         def reward(self, reward):
             return np.nan
 
-    model = make_model(compile=True)
+    model = make_model(True, device="cuda")
     model.learn(128)
     before = copy.deepcopy(model.policy.state_dict())
     model.set_env(BadReward(gym.make("Pendulum-v1")))
@@ -83,7 +78,7 @@ def test_a_bad_reward_stops_a_captured_training():
 
 
 def test_capturing_each_rollout_keeps_no_memory():
-    model = make_model(compile=True)
+    model = make_model(True, device="cuda")
     model.learn(64 * 3)
     before = th.cuda.memory_reserved()
     model.learn(64 * 30, reset_num_timesteps=False)
@@ -91,7 +86,7 @@ def test_capturing_each_rollout_keeps_no_memory():
 
 
 def test_save_and_load_change_devices(recwarn, tmp_path):
-    model = make_model(compile=True).learn(256)
+    model = make_model(True, device="cuda").learn(256)
     assert not [w for w in recwarn if "on the GPU" in str(w.message)]
     assert model.dual.value.device.type == "cuda"
     model.save(tmp_path / "model")

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import optuna
+from gymnasium import spaces
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER, convert_onpolicy_params
 from torch import nn
 
-from sb3_r2vpo.dual import VARIANCE_PER_FREEDOM
+from sb3_r2vpo.dual import auto_target_var
 from sb3_r2vpo.r2vpo import R2VPO
 from sb3_r2vpo.zoo import ALGOS
 from sb3_r2vpo.zoo.hyperparameters import SCHEDULES, named_schedules
@@ -132,7 +133,7 @@ def first_trial(entry: dict[str, Any], n_actions: int, n_envs: int) -> dict[str,
     elif starts["target_var"] != "auto":
         params["target_var"] = starts["target_var"]
     elif n_actions > 0:
-        params["target_var"] = VARIANCE_PER_FREEDOM * n_actions * (arguments["n_steps"] * n_envs) ** 0.25
+        params["target_var"] = auto_target_var(spaces.Box(-1.0, 1.0, (n_actions,)), arguments["n_steps"] * n_envs)
     params |= {name: float(np.clip(value, *RANGES[name])) for name, value in params.items() if name in RANGES}
     layers = policy_kwargs.get("net_arch", [64, 64])
     if isinstance(layers, dict) and layers["pi"] == layers["vf"]:

@@ -19,7 +19,7 @@ import numpy as np
 import yaml
 from readme import README, replace_in
 from report import table
-from runs import Record, run_side_by_side
+from runs import Record, read, run_side_by_side
 from training import rounded
 from zoo_training import as_json
 
@@ -65,7 +65,7 @@ def load() -> list[Record]:
     """
     :return: The records, by seed, of the hyperparameters that were run last
     """
-    records = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    records = read(RESULTS)
     current = [record for record in records if record["hyperparameters"] == records[-1]["hyperparameters"]]
     return sorted(current, key=lambda record: record["seed"])
 

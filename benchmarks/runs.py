@@ -117,13 +117,20 @@ def append(results: Path, record: Record) -> None:
         os.close(file)
 
 
+def read(results: Path) -> list[Record]:
+    """
+    :param results: A results file, which may not be there yet
+    :return: All of its records
+    """
+    return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+
+
 def load(results: Path) -> list[Record]:
     """
     :param results: The results file
     :return: Its records, without those of an earlier configuration
     """
-    lines = results.read_text().splitlines() if results.exists() else []
-    records = [json.loads(line) for line in lines]
+    records = read(results)
     current = [record for record in records if is_current(record)]
     if len(current) < len(records):
         print(

@@ -6,7 +6,6 @@ The hyperparameters of R2VPO beside RL Zoo's of PPO and TRPO: RL Zoo's budgets, 
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from figures import save
 from matplotlib.figure import Figure
 from readme import README, replace_in
 from report import table
-from runs import Record, run_side_by_side
+from runs import Record, read, run_side_by_side
 from zoo_training import Training, as_json, entry
 
 RESULTS = Path(__file__).parent / "results" / "tuned.jsonl"
@@ -59,7 +58,7 @@ def load(results: Path) -> list[Record]:
     :param results: The results file
     :return: Its records, without those of other hyperparameters than the present ones
     """
-    records = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    records = read(results)
     current = [record for record in records if record["entry"] == as_json(entry(training_of(record)))]
     if len(current) < len(records):
         print(f"{results.name}: {len(records) - len(current)} runs of earlier entries do not count", file=sys.stderr)

@@ -93,10 +93,10 @@ def arguments_of(run: Run) -> dict[str, Any]:
     :return: The arguments of its algorithm's class, without policy, environment and seed
     """
     algorithm, regime = ALGORITHMS[run.algorithm], REGIMES[run.regime]
-    arguments = {**SHARED, "n_steps": regime.n_steps, **algorithm.arguments}
+    arguments = {**SHARED, "n_steps": regime.n_steps, "batch_size": regime.batch_size, **algorithm.arguments}
     if algorithm.make is not TRPO:
-        # TRPO keeps the settings of its critic, the policy's step is the whole rollout's
-        arguments = {**arguments, **MINIBATCH, "batch_size": regime.batch_size}
+        # TRPO keeps its critic's learning rate (1e-3, as here) and passes (10); the policy's step is the whole rollout's
+        arguments = {**arguments, **MINIBATCH}
     return {**arguments, **run.changes}
 
 

@@ -146,6 +146,7 @@ def one_regime(c: Comparison) -> str:
     parts += [f"### Aggregates\n\n![Aggregates](images/learning_{c.regime}_aggregates.png)", aggregate_tables(c)]
     parts += [f"![Performance profiles](images/learning_{c.regime}_profiles.png)", improvement_table(c)]
     parts += ["### Task by task", f"![Learning curves](images/learning_{c.regime}_tasks.png)", task_tables(c)]
+    parts += ["### Exploration noise at the end", noise_table(c)]
     parts += ["### Steps to PPO's final return", steps_table(c)]
     parts += ["### Spread between seeds, and falls", stability_table(c)]
     return "\n\n".join(part for part in parts if part)
@@ -201,6 +202,22 @@ def task_tables(c: Comparison) -> str:
         )
         for score in SCORES
     )
+
+
+def noise_table(c: Comparison) -> str:
+    """
+    :param c: The runs of a regime
+    :return: Entropy of the policy at the end, and what its noise takes from the return
+    """
+
+    def cells(algorithm: str, i: int) -> Iterable[str]:
+        training, deterministic = (c.final(algorithm, score)[:, i].mean() for score in SCORES)
+        yield f"{c.values(algorithm, lambda record: record['entropy'][-1])[:, i].mean():.1f}"
+        yield f"{deterministic - training:+.0f}"
+
+    columns = [f"{algorithm}: {what}" for algorithm in c.seeds for what in ("entropy", "without noise")]
+    rows = [(task, [cell for a in c.seeds for cell in cells(a, i)]) for i, task in enumerate(c.tasks)]
+    return table("nats; return of the deterministic policy less that of the training policy", columns, rows)
 
 
 def steps_table(c: Comparison) -> str:

@@ -22,6 +22,7 @@ def record_of(task: str, algorithm: str, seed: int, final: float, regime: str = 
         "configuration": configuration(run),
         "curve": [(round(end * total), round(end * final, 3)) for end in ENDS],
         "deterministic": deterministic.tolist(),
+        "entropy": [8.0, 2.0 + seed],
         "wall_seconds": 120.0,
         "cpu_seconds": 60.0,
     }
@@ -77,6 +78,7 @@ def test_rows_are_those_of_their_algorithm(comparison):
     assert "| CheetahRun | 250 (200–300) | 350 (300–400) | 650 (600–700) |" in report.task_tables(comparison)
     # 350 of 650 are behind three fifths of the line, 350 of 250 nowhere
     assert "| CheetahRun (350) | never | 100% | 60% |" in report.steps_table(comparison)
+    assert "| CheetahRun | 2.5 | +0 | 2.5 | +0 | 2.5 | +0 |" in report.noise_table(comparison)
     assert "| over PPO 0.3, training policy | 1.000 (1.000–1.000) |" in report.improvement_table(comparison)
     lines = report.aggregate_tables(comparison).splitlines()
     assert [line.split(" | ")[3].split(" ")[0] for line in lines[2:5]] == ["0.250", "0.350", "0.650"]

@@ -1,6 +1,7 @@
 """What robustness and the study of the dual variable measure is what they say."""
 
 import dual_figures
+import failure_map
 import numpy as np
 import probe
 import pytest
@@ -120,6 +121,18 @@ def test_robustness_report(tmp_path, monkeypatch):
     text = (tmp_path / "learning.md").read_text()
     assert "| within 10 % of its own best, training policy | 50% (50%) | 100% (100%) |" in text
     assert (tmp_path / "robustness.png").exists()
+
+
+def test_remedies_are_compared_on_the_same_seeds():
+    benchmark = [
+        {**record_of(a, {}, final=final + 10 * seed), "seed": seed}
+        for a, final in {"PPO 0.2": 100.0, "R2VPO": 200.0}.items()
+        for seed in range(3)
+    ]
+    tried = [{**record_of("R2VPO", {"ent_coef": 0.0}, final=300.0), "seed": seed} for seed in (1, 2)]
+    assert "| CheetahRun (2 seeds) | 115 / 115 | 215 / 215 | 300 / 300 |" in failure_map.remedies_table(benchmark, tried)
+    with pytest.raises(SystemExit, match="no results"):
+        failure_map.remedies_table(benchmark, [])
 
 
 def test_dual_report(tmp_path, monkeypatch):

@@ -78,6 +78,7 @@ SHARED = dict(gamma=0.995, gae_lambda=0.95, device="cpu")
 MINIBATCH = dict(learning_rate=1e-3, n_epochs=16, ent_coef=0.005, vf_coef=0.5, max_grad_norm=0.5, compile=True)
 
 ALGORITHMS = {
+    "PPO 0.1": Algorithm(PPO, dict(clip_range=0.1), n_seeds=5),
     "PPO 0.2": Algorithm(PPO, dict(clip_range=0.2), n_seeds=5),
     "PPO 0.3": Algorithm(PPO, dict(clip_range=0.3), n_seeds=5),
     "TRPO": Algorithm(TRPO, dict(target_kl=0.01), n_seeds=3, defaults_count=True),

@@ -93,7 +93,7 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["run", "report"])
-    parser.add_argument("--seeds", nargs="+", default=list(range(10)), type=int)
+    parser.add_argument("--seeds", nargs="+", default=list(range(15)), type=int)
     parser.add_argument("--n-jobs", type=int, default=1, help="runs side by side")
     args = parser.parse_args()
     if args.command == "run":

@@ -13,7 +13,7 @@ from typing import Any
 
 from dual_figures import write_report
 from protocol import Run
-from runs import load, run_arguments, run_missing
+from runs import common_changes, load, run_arguments, run_missing
 
 RESULTS = Path(__file__).parent / "results" / "dual_dynamics.jsonl"
 #: The probe's records are of another kind
@@ -44,9 +44,8 @@ def runs_of(args: argparse.Namespace, variants: list[tuple[str, dict[str, Any]]]
     :param variants: Algorithms and their changes
     :return: The runs, seeds outermost
     """
-    changes = {} if args.total_timesteps is None else {"total_timesteps": args.total_timesteps}
     return [
-        Run(task, regime, algorithm, seed, {**changes, **change})
+        Run(task, regime, algorithm, seed, {**common_changes(args), **change})
         for seed in args.seeds
         for regime in args.regimes
         for task in args.tasks

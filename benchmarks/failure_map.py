@@ -14,7 +14,7 @@ import numpy as np
 from protocol import Run
 from readme import replace_in
 from report import REPORT, table
-from runs import Record, load, run_arguments, run_missing
+from runs import Record, common_changes, load, run_arguments, run_missing
 from scores import SCORES
 
 RESULTS = Path(__file__).parent / "results" / "failure_map.jsonl"
@@ -31,7 +31,7 @@ def all_runs(args: argparse.Namespace) -> list[Run]:
     :return: The runs, seeds outermost
     """
     return [
-        Run(task, REGIME, "R2VPO", seed, {**args.changes, **changes})
+        Run(task, REGIME, "R2VPO", seed, {**common_changes(args), **changes})
         for seed in args.seeds
         for task in args.tasks
         for changes in REMEDIES.values()
@@ -74,7 +74,6 @@ if __name__ == "__main__":
     run_arguments(parser, RESULTS, TASKS, range(3))
     args = parser.parse_args()
     if args.command == "run":
-        args.changes = {} if args.total_timesteps is None else {"total_timesteps": args.total_timesteps}
         run_missing(all_runs(args), args.results, args.n_jobs)
     else:
         replace_in(REPORT, "failures", remedies_table(load(learning.RESULTS), load(args.results)))

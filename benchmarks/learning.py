@@ -10,7 +10,7 @@ from pathlib import Path
 
 from protocol import ALGORITHMS, REGIMES, TASKS, TASKS_OF, Run
 from report import write_report
-from runs import load, run_arguments, run_missing
+from runs import common_changes, load, run_arguments, run_missing
 
 RESULTS = Path(__file__).parent / "results" / "learning.jsonl"
 
@@ -21,7 +21,7 @@ def all_runs(args: argparse.Namespace) -> list[Run]:
     :return: The runs of the benchmark, seeds outermost: an interrupted comparison is a balanced one
     """
     return [
-        Run(task, regime, algorithm, seed, args.changes)
+        Run(task, regime, algorithm, seed, common_changes(args))
         for seed in args.seeds
         for regime in args.regimes
         for task in args.tasks
@@ -40,9 +40,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--regimes", nargs="+", default=list(REGIMES), choices=REGIMES)
     parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS), choices=ALGORITHMS)
     run_arguments(parser, RESULTS, TASKS, range(5))
-    args = parser.parse_args()
-    args.changes = {} if args.total_timesteps is None else {"total_timesteps": args.total_timesteps}
-    return args
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

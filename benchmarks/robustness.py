@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from protocol import THREE_TASKS, Run
 from readme import replace_in
 from report import REPORT, table
-from runs import Record, load, run_arguments, run_missing
+from runs import Record, common_changes, load, run_arguments, run_missing
 from scores import SCORES
 
 RESULTS = Path(__file__).parent / "results" / "robustness.jsonl"
@@ -32,7 +32,7 @@ def all_runs(args: argparse.Namespace) -> list[Run]:
     :return: The runs, seeds outermost
     """
     return [
-        Run(task, REGIME, algorithm, seed, {**args.changes, "learning_rate": learning_rate, "n_epochs": n_epochs})
+        Run(task, REGIME, algorithm, seed, {**common_changes(args), "learning_rate": learning_rate, "n_epochs": n_epochs})
         for seed in args.seeds
         for task in args.tasks
         for learning_rate in LEARNING_RATES
@@ -144,7 +144,6 @@ if __name__ == "__main__":
     run_arguments(parser, RESULTS, THREE_TASKS, range(2))
     args = parser.parse_args()
     if args.command == "run":
-        args.changes = {} if args.total_timesteps is None else {"total_timesteps": args.total_timesteps}
         run_missing(all_runs(args), args.results, args.n_jobs)
     else:
         write_report(load(args.results))

@@ -32,6 +32,14 @@ def run_arguments(parser: argparse.ArgumentParser, results: Path, tasks: Sequenc
     parser.add_argument("--total-timesteps", type=int, help="other than the protocol's, to try things out")
 
 
+def common_changes(args: argparse.Namespace) -> dict[str, Any]:
+    """
+    :param args: The command line
+    :return: What all of its runs change in the protocol
+    """
+    return {} if args.total_timesteps is None else {"total_timesteps": args.total_timesteps}
+
+
 def run_missing(runs: Iterable[Run], results: Path, n_jobs: int, script: str = "training.py") -> None:
     """
     Run what the results lack, in the order given.

@@ -33,9 +33,12 @@ ARGUMENTS = {name: parameter.default for name, parameter in inspect.signature(R2
 
 #: Entries that are not RL Zoo's of PPO, and why
 OWN = {
-    **{f"{name}-v5": "larger steps than PPO's went further" for name in ("HalfCheetah", "Hopper", "Walker2d", "Ant")},
-    "Ant-v4": "as v5",
-    **{name: "a rate that falls from a higher one" for name in ("Swimmer-v4", "Swimmer-v5")},
+    f"{name}-{version}": reason
+    for version in ("v4", "v5")
+    for name, reason in {
+        **dict.fromkeys(("HalfCheetah", "Hopper", "Walker2d", "Ant"), "larger steps than PPO's went further"),
+        "Swimmer": "a rate that falls from a higher one",
+    }.items()
 }
 #: RL Zoo's entries of PPO that are not here, and why
 LEFT_OUT = {env_id: "PyBullet is not supported" for env_id in PPO_ENTRIES if "Bullet" in env_id}

@@ -9,17 +9,18 @@ from protocol import REGIMES
 from scores import AGGREGATES, MAX_RETURN, SCORES, Comparison, aggregates, iqm_curves, profiles
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
-#: Told apart by the colour-blind (Okabe and Ito), the ε of PPO and the two λ of R2VPO by their lines as well
+#: Told apart by the colour-blind (Okabe and Ito), the ε of PPO and SPO and the two λ of R2VPO by their lines as well
 COLORS = {
     "PPO 0.1": "#666666",
     "PPO 0.2": "#000000",
     "PPO 0.3": "#999999",
     "TRPO": "#E69F00",
-    "SPO": "#009E73",
+    "SPO 0.2": "#009E73",
+    "SPO 0.8": "#66C2A5",
     "R2VPO fixed": "#0072B2",
     "R2VPO": "#D55E00",
 }
-LINES = {"PPO 0.1": ":", "PPO 0.3": "--", "R2VPO fixed": "--"}
+LINES = {"PPO 0.1": ":", "PPO 0.3": "--", "SPO 0.8": "--", "R2VPO fixed": "--"}
 LABELS = {"small": "small updates (64 × 64)", "middle": "between (256 × 64)", "large": "large updates (256 × 256)"}
 
 

@@ -176,7 +176,7 @@ def improvement_table(c: Comparison) -> str:
     ours = [algorithm for algorithm in c.seeds if algorithm.startswith("R2VPO")]
     rows = []
     for score in SCORES:
-        for other in (c.peer(score), "SPO"):
+        for other in (c.peer(score), c.peer(score, "SPO")):
             if other is None or other not in c.seeds:
                 continue
             fewest = min(len(c.seeds[algorithm]) for algorithm in [*ours, other])

@@ -83,12 +83,13 @@ class Comparison:
         """Timesteps of the points of every curve; they are the same wherever episodes are of one length."""
         return np.array(next(iter(self.records.values()))["curve"])[:, 0]
 
-    def peer(self, score: str) -> str | None:
+    def peer(self, score: str, method: str = "PPO") -> str | None:
         """
         :param score: One of the ``SCORES``
-        :return: The PPO with the better ε
+        :param method: PPO or SPO
+        :return: The one with the best ε
         """
-        candidates = [algorithm for algorithm in self.seeds if algorithm.startswith("PPO")]
+        candidates = [algorithm for algorithm in self.seeds if algorithm.startswith(method)]
         return max(candidates, key=lambda a: metrics.aggregate_iqm(self.final(a, score)), default=None)
 
 

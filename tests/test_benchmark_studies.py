@@ -145,7 +145,7 @@ def test_dual_report(tmp_path, monkeypatch):
         record_of(a, {knob: value}, final=100 * i)
         for a, (knob, values) in KNOBS.items()
         for i, value in enumerate(values)
-        if a != "SPO"
+        if a != "SPO 0.2"
     ]
     dual_figures.write_report(turned, [], KNOBS)
     assert "| R2VPO fixed, var_coef 0.3 | 100 | 100 |" in document.read_text() and "SPO" not in document.read_text()

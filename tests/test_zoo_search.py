@@ -117,11 +117,11 @@ def test_hyperparameters_of_a_learned_coefficient_only_exist_where_it_is_learned
 
 def test_a_search_begins_with_the_entry(tmp_path):
     """As near as the space comes to it."""
-    entry = dict(n_steps=256, batch_size=128, learning_rate=SimpleLinearSchedule(1e-3), gamma=0.98, max_grad_norm=5)
+    entry = dict(n_steps=256, batch_size=128, learning_rate=SimpleLinearSchedule(1e-3), gamma=0.98, max_grad_norm=8)
     entry["policy_kwargs"] = dict(log_std_init=-1, activation_fn=nn.ReLU)
     params = first_trial(entry, n_actions=6, n_envs=8)
     expected = dict(learning_rate=1e-3, learning_rate_schedule="linear", n_epochs=10, activation_fn="relu", net_arch="small")
-    expected |= dict(log_std_init=-1, var_coef_mode="learned", max_grad_norm=2.0, ent_coef=1e-8)
+    expected |= dict(log_std_init=-1, var_coef_mode="learned", max_grad_norm=5.0, ent_coef=1e-8)
     assert params.items() >= expected.items()
     study = optuna.create_study()
     study.enqueue_trial(params)

@@ -189,7 +189,7 @@ def draw_knobs(records: list[Record], knobs: Knobs) -> None:
                 ax.plot(list(means), list(means.values()), line, marker="o", color=COLORS[algorithm], label=score)
             ax.set_xscale("log")
             ax.minorticks_off()
-            ax.set_xticks(knobs[algorithm][1], [f"{value:g}" for value in knobs[algorithm][1]], fontsize="small")
+            ax.set_xticks(knobs[algorithm][1], [f"{value:g}" for value in knobs[algorithm][1]], fontsize="small", rotation=90)
             ax.grid(alpha=0.3)
         row[0].set_ylim(0, None)
     for ax, algorithm in zip(axes[0], present, strict=True):

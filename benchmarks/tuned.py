@@ -111,6 +111,23 @@ def values(records: list[Record], environment: str, algorithm: str, field: str) 
     return np.array([record[field] for record in mine])
 
 
+def is_tuned(records: list[Record], environment: str) -> bool:
+    """
+    What earns an entry of R2VPO its ``# Tuned``.
+
+    :param records: The results
+    :param environment: Its id
+    :return: Whether all seeds of all algorithms are there, and R2VPO's mean is not behind the better of the others by more than
+        its standard error
+    """
+    returns = {algorithm: values(records, environment, algorithm, "mean_return") for algorithm in ALGORITHMS}
+    if any(len(of_seeds) < n_seeds(environment) for of_seeds in returns.values()):
+        return False
+    ours = returns.pop("r2vpo")
+    standard_error = ours.std(ddof=1) / np.sqrt(len(ours))
+    return bool(ours.mean() + standard_error >= max(of_seeds.mean() for of_seeds in returns.values()))
+
+
 def returns_table(records: list[Record], environments: Sequence[str], labels: dict[str, str] = LABELS) -> str:
     """
     :param records: The results

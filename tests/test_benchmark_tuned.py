@@ -1,12 +1,15 @@
 """The table of tuned hyperparameters: what counts, and what it says."""
 
 import json
+import re
 
 import figures
 import make_train
 import pytest
 import tuned
 from zoo_training import Training, as_json, entry
+
+from sb3_r2vpo.zoo import hyperparameter_file
 
 
 def record_of(algorithm, seed, mean_return, **changes):
@@ -36,6 +39,20 @@ def test_runs_with_other_hyperparameters_do_not_count(tmp_path, capsys):
     results.write_text("".join(json.dumps(record) + "\n" for record in (record_of("r2vpo", 100, 1.0), other)))
     assert [record["seed"] for record in tuned.load(results)] == [100]
     assert "1 runs of earlier entries do not count" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ours, tuned_", [((2000, 2200, 2100, 2000, 2200), True), ((1900, 2000, 1900, 2000, 2200), False)])
+def test_an_entry_is_tuned_where_all_seeds_say_that_it_is_not_behind(ours, tuned_):
+    peers = [record_of(algorithm, 100 + i, 2100 - 500 * (algorithm == "trpo")) for algorithm in ("ppo", "trpo") for i in range(5)]
+    records = [*peers, *(record_of("r2vpo", 100 + i, mean_return) for i, mean_return in enumerate(ours))]
+    assert tuned.is_tuned(records, "Hopper-v5") is tuned_
+    assert not tuned.is_tuned(records[:-1], "Hopper-v5") and not tuned.is_tuned(records[1:], "Hopper-v5")
+
+
+def test_the_marks_in_the_file_are_those_that_the_results_earn():
+    marked = set(re.findall(r"^# Tuned\n([\w-]+):", hyperparameter_file().read_text(), flags=re.MULTILINE))
+    records = tuned.load(tuned.RESULTS)
+    assert marked == {environment for environment in tuned.ENVIRONMENTS if tuned.is_tuned(records, environment)}
 
 
 def test_the_report_says_mean_spread_and_worst(tmp_path, monkeypatch):

@@ -117,8 +117,8 @@ def is_tuned(records: list[Record], environment: str) -> bool:
 
     :param records: The results
     :param environment: Its id
-    :return: Whether all seeds of all algorithms are there, and R2VPO's mean is not behind the better of the others by more than
-        its standard error
+    :return: Whether all seeds of all algorithms are there, and R2VPO's mean is not behind the better of the others by
+        more than its standard error
     """
     returns = {algorithm: values(records, environment, algorithm, "mean_return") for algorithm in ALGORITHMS}
     if any(len(of_seeds) < n_seeds(environment) for of_seeds in returns.values()):

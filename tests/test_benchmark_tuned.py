@@ -43,7 +43,7 @@ def test_runs_with_other_hyperparameters_do_not_count(tmp_path, capsys):
 
 @pytest.mark.parametrize("ours, tuned_", [((2000, 2200, 2100, 2000, 2200), True), ((1900, 2000, 1900, 2000, 2200), False)])
 def test_an_entry_is_tuned_where_all_seeds_say_that_it_is_not_behind(ours, tuned_):
-    peers = [record_of(algorithm, 100 + i, 2100 - 500 * (algorithm == "trpo")) for algorithm in ("ppo", "trpo") for i in range(5)]
+    peers = [record_of(name, 100 + i, mean) for name, mean in {"ppo": 2100, "trpo": 1600}.items() for i in range(5)]
     records = [*peers, *(record_of("r2vpo", 100 + i, mean_return) for i, mean_return in enumerate(ours))]
     assert tuned.is_tuned(records, "Hopper-v5") is tuned_
     assert not tuned.is_tuned(records[:-1], "Hopper-v5") and not tuned.is_tuned(records[1:], "Hopper-v5")

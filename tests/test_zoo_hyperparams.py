@@ -33,7 +33,10 @@ ARGUMENTS = {name: parameter.default for name, parameter in inspect.signature(R2
 
 #: Entries that are not RL Zoo's of PPO, and why
 OWN = {
-    **dict.fromkeys(("MountainCar-v0", "Acrobot-v1"), "more epochs at a rate that falls from a higher one"),
+    **dict.fromkeys(
+        ("MountainCar-v0", "Acrobot-v1", "LunarLander-v3", "LunarLanderContinuous-v3"),
+        "more epochs at a rate that falls from a higher one",
+    ),
     "MountainCarContinuous-v0": "more noise and a higher rate find the flag more often",
 } | {
     f"{name}-{version}": reason

@@ -177,7 +177,7 @@ def improvement_table(c: Comparison) -> str:
     rows = []
     for score in SCORES:
         for other in (c.peer(score), c.peer(score, "SPO")):
-            if other is None or other not in c.seeds:
+            if other is None:
                 continue
             fewest = min(len(c.seeds[algorithm]) for algorithm in [*ours, other])
             cells = [with_interval(improvement(c, algorithm, other, score), fewest) for algorithm in ours]

@@ -19,7 +19,8 @@ from scores import SCORES
 
 RESULTS = Path(__file__).parent / "results" / "robustness.jsonl"
 REGIME = "small"
-ALGORITHMS = ("PPO 0.2", "R2VPO")
+#: PPO with the ε that is best with small updates
+ALGORITHMS = ("PPO 0.1", "R2VPO")
 LEARNING_RATES = (3e-4, 1e-3, 3e-3)
 EPOCHS = (4, 10, 20, 40)
 #: A point of the grid is on the plateau when it has at least so much of the best one's return
@@ -73,7 +74,7 @@ def plateau_table(records: list[Record], tasks: list[str]) -> str:
     """
     :param records: The results
     :param tasks: Those with results
-    :return: Width of the plateau of each algorithm, under its own best and under the best of all
+    :return: Width of the plateau of each algorithm, under its own best and under the best of all, and how high the grid is
     """
     rows = []
     for score in SCORES:
@@ -81,17 +82,21 @@ def plateau_table(records: list[Record], tasks: list[str]) -> str:
         best = {task: max(np.nanmax(grids[a, task]) for a in ALGORITHMS) for task in tasks}
         own = [[on_plateau(grids[a, task], np.nanmax(grids[a, task])) for task in tasks] for a in ALGORITHMS]
         common = [[on_plateau(grids[a, task], best[task]) for task in tasks] for a in ALGORITHMS]
-        rows.append((f"within 10 % of its own best, {score}", [plateau_cell(widths) for widths in own]))
-        rows.append((f"within 10 % of the best of both, {score}", [plateau_cell(widths) for widths in common]))
-    return table(f"share of the grid, mean over tasks ({', '.join(tasks)})", ALGORITHMS, rows)
+        height = [[float(np.nanmean(grids[a, task]) / best[task]) for task in tasks] for a in ALGORITHMS]
+        lowest = [[float(np.nanmin(grids[a, task]) / best[task]) for task in tasks] for a in ALGORITHMS]
+        rows.append((f"share within 10 % of its own best, {score}", [shares_cell(shares) for shares in own]))
+        rows.append((f"share within 10 % of the best of both, {score}", [shares_cell(shares) for shares in common]))
+        rows.append((f"mean, as a share of the best of both, {score}", [shares_cell(shares) for shares in height]))
+        rows.append((f"lowest, as a share of the best of both, {score}", [shares_cell(shares) for shares in lowest]))
+    return table(f"of the grid, mean over tasks ({', '.join(tasks)})", ALGORITHMS, rows)
 
 
-def plateau_cell(widths: list[float]) -> str:
+def shares_cell(shares: list[float]) -> str:
     """
-    :param widths: By task
+    :param shares: By task
     :return: A cell
     """
-    return f"{np.mean(widths):.0%} ({', '.join(f'{width:.0%}' for width in widths)})"
+    return f"{np.mean(shares):.0%} ({', '.join(f'{share:.0%}' for share in shares)})"
 
 
 def draw(records: list[Record], tasks: list[str]) -> None:

@@ -119,7 +119,8 @@ def test_robustness_report(tmp_path, monkeypatch):
     ]
     robustness.write_report(records)
     text = (tmp_path / "learning.md").read_text()
-    assert "| within 10 % of its own best, training policy | 50% (50%) | 100% (100%) |" in text
+    assert "| share within 10 % of its own best, training policy | 50% (50%) | 100% (100%) |" in text
+    assert "| lowest, as a share of the best of both, training policy | 30% (30%) | 100% (100%) |" in text
     assert (tmp_path / "robustness.png").exists()
 
 

@@ -36,6 +36,7 @@ from sb3_r2vpo.zoo import study as studies
 from sb3_r2vpo.zoo.experiment import R2VPOExperimentManager
 from sb3_r2vpo.zoo.hyperparameters import named_schedules
 from sb3_r2vpo.zoo.lasting import LastingExperimentManager
+from sb3_r2vpo.zoo.repeated import mean_of_trainings, take_trainings_per_trial
 from sb3_r2vpo.zoo.search_space import convert_r2vpo_params, first_trial, sample_r2vpo_params
 from sb3_r2vpo.zoo.study import FINISHED, run_trials
 from sb3_r2vpo.zoo.study_storage import find_study, find_trial, open_storage
@@ -162,6 +163,7 @@ def test_search_then_train_its_trials(tmp_path):
     # A seed with small networks and short rollouts
     few = ["--env", "CartPole-v1", "-f", "logs", "--num-threads", "1", "-params", "n_envs:1", "--seed", "66", *where]
     space = ["--optimize", "--max-total-trials", "3", "-n", "64", "--n-evaluations", "1", "--eval-episodes", "1"]
+    space += ["--trainings-per-trial", "2"]
     run = r2vpo("train", *few, *space, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     assert "Trials: 3 complete" in run.stdout
@@ -172,13 +174,48 @@ def test_search_then_train_its_trials(tmp_path):
     assert len((tmp_path / said["Table of trials"].strip()).read_text().splitlines()) == 4
 
     study = find_study(str(tmp_path / "logs/study.log"), "small")
-    assert study.user_attrs["command"].endswith("--eval-episodes 1")
+    assert study.user_attrs["command"].endswith("--trainings-per-trial 2")
+    assert all(len(trial.user_attrs["trainings"]) == 2 for trial in study.trials)
     run = r2vpo("train", *few, "-n", "32", "--eval-freq", "-1", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     assert f"Hyperparameters of trial {study.best_trial.number} of study 'small'" in run.stdout
     (config,) = [line for line in run.stdout.splitlines() if line.startswith("Hyperparameters:")]
     saved = yaml.load((tmp_path / config.split()[1]).read_text(), Loader=yaml.UnsafeLoader)
     assert dict(saved).items() >= {**convert_r2vpo_params(study.best_trial.params), "n_envs": 1}.items()
+
+
+def test_a_trial_is_the_mean_of_its_trainings(tmp_path, monkeypatch):
+    monkeypatch.setattr(R2VPOExperimentManager, "trainings_per_trial", 3)
+    study = search(tmp_path, n_timesteps=128, n_evaluations=2, n_trials=2, pruner="none")
+    for trial in study.trials:
+        # Each training from weights of its own, and evaluated twice
+        assert len(trial.user_attrs["trainings"]) == 3 and len(set(trial.user_attrs["trainings"])) > 1
+        assert trial.value == pytest.approx(np.mean(trial.user_attrs["trainings"]))
+        assert list(trial.intermediate_values) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_trial_can_be_pruned_in_any_training():
+    study = optuna.create_study(direction="maximize", pruner=optuna.pruners.ThresholdPruner(lower=0.0))
+    rewards = iter([1.0, 2.0, -1.0, 5.0])
+
+    def train(trial):
+        trial.report(next(rewards), 1)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+        return 1.0
+
+    study.optimize(lambda trial: mean_of_trainings(train, trial, 4), n_trials=1)
+    assert study.trials[0].state == TrialState.PRUNED
+    assert study.trials[0].intermediate_values == {1: 1.0, 2: 2.0, 3: -1.0}
+    assert study.trials[0].user_attrs["trainings"] == [1.0, 1.0]
+
+
+def test_trainings_per_trial_is_a_number():
+    assert take_trainings_per_trial(["--optimize", "--trainings-per-trial", "3"]) == (["--optimize"], 3)
+    assert take_trainings_per_trial(["--optimize"]) == (["--optimize"], 1)
+    for wrong in (["--trainings-per-trial"], ["--trainings-per-trial", "0"], ["--trainings-per-trial=two"]):
+        with pytest.raises(ValueError, match=r"`--trainings-per-trial` is .*: it must be how many trainings"):
+            take_trainings_per_trial(wrong)
 
 
 def test_trial_0_is_a_trial_and_the_command_line_counts_more(tmp_path):

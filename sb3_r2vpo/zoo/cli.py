@@ -21,15 +21,19 @@ PLOTTED = ["-a", ALGO, "-f", LOGS]
 def train(arguments: list[str]) -> None:
     """train an agent, resume a training (--resume), begin with an agent (-i), tune hyperparameters (-optimize)"""
     import_zoo()
+    from sb3_r2vpo.zoo.repeated import take_trainings_per_trial
     from sb3_r2vpo.zoo.resuming import take_resume
 
     arguments, resumed_run = take_resume(arguments, LOGS)
+    arguments, trainings_per_trial = take_trainings_per_trial(arguments)
     prepare(arguments)
     from sb3_r2vpo.zoo.envpool import prepare_training
+    from sb3_r2vpo.zoo.experiment import R2VPOExperimentManager
     from sb3_r2vpo.zoo.lasting import LastingExperimentManager
     from sb3_r2vpo.zoo.trained_agents import check_trained_agent
 
     LastingExperimentManager.resumed_run = resumed_run
+    R2VPOExperimentManager.trainings_per_trial = trainings_per_trial
     check_trained_agent(take(("-i", "--trained-agent"), arguments)[0])
     arguments = prepare_training(arguments)
     if n_processes() > 1:
@@ -170,6 +174,8 @@ commands:
   r2vpo train --env HalfCheetah-v5 --progress
   r2vpo train --env HalfCheetah-v5 --resume    # the latest run, or --resume FOLDER: goes on however it has ended
   r2vpo enjoy --env HalfCheetah-v5
+
+`r2vpo train --optimize ... --trainings-per-trial 3` scores a trial by the mean of three trainings, where one is chance.
 
 `--algo r2vpo_lstm` has LSTM policies (RecurrentR2VPO), `--algo maskable_r2vpo` invalid action masking (MaskableR2VPO).
 

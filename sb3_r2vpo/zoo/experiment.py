@@ -4,7 +4,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import optuna
 from optuna.samplers import BaseSampler, TPESampler
@@ -19,6 +19,7 @@ from sb3_r2vpo.zoo.hyperparameters import check_names, check_values, named_sched
 from sb3_r2vpo.zoo.lasting import LastingExperimentManager
 from sb3_r2vpo.zoo.learning_curve import draw_learning_curve
 from sb3_r2vpo.zoo.masks import with_masks
+from sb3_r2vpo.zoo.repeated import mean_of_trainings
 from sb3_r2vpo.zoo.search_space import first_trial
 from sb3_r2vpo.zoo.study import run_trials
 from sb3_r2vpo.zoo.study_report import draw_study, print_summary, write_report
@@ -34,6 +35,8 @@ class R2VPOExperimentManager(LastingExperimentManager):
     """
 
     study_storage: optuna.storages.BaseStorage | None = None
+    #: How many trainings a trial of a search is the mean of
+    trainings_per_trial: ClassVar[int] = 1
 
     def __init__(self, args: argparse.Namespace, algo: str, *other_args: Any, **kwargs: Any) -> None:
         if algo in ALGOS and kwargs.get("config") is None:
@@ -147,6 +150,13 @@ class R2VPOExperimentManager(LastingExperimentManager):
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             # RL Zoo's with `group`, for hyperparameters that not every trial has
             return TPESampler(n_startup_trials=self.n_startup_trials, seed=self.seed, multivariate=True, group=True)
+
+    def objective(self, trial: optuna.Trial) -> float:
+        """
+        :param trial: A trial of a search
+        :return: Mean reward of its trainings
+        """
+        return mean_of_trainings(super().objective, trial, self.trainings_per_trial)
 
     def hyperparameters_optimization(self) -> None:
         """RL Zoo's, with a storage that knows dead workers, and with pictures in files."""

@@ -1,0 +1,72 @@
+"""Trials of a search that train several times: where a training's outcome is chance, one of them says little of a trial."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import optuna
+
+from sb3_r2vpo.zoo.arguments import take
+
+TRAININGS_PER_TRIAL = "--trainings-per-trial"
+
+
+def take_trainings_per_trial(arguments: list[str]) -> tuple[list[str], int]:
+    """
+    :param arguments: Arguments of ``train``
+    :return: The other arguments, and how many trainings a trial of a search is the mean of
+    :raises ValueError: When that is not a positive number
+    """
+    given = any(argument.split("=")[0] == TRAININGS_PER_TRIAL for argument in arguments)
+    value, others = take((TRAININGS_PER_TRIAL,), arguments)
+    if not given:
+        return others, 1
+    if value is None or not value.isdecimal() or int(value) < 1:
+        raise ValueError(f"`{TRAININGS_PER_TRIAL}` is {value}: it must be how many trainings a trial is the mean of")
+    return others, int(value)
+
+
+class OneTraining:
+    """
+    A trial as one of its trainings sees it: its evaluations come after those of the trainings before.
+
+    :param trial: The trial
+    :param n_before: How many evaluations the trainings before have reported
+    """
+
+    def __init__(self, trial: optuna.Trial, n_before: int) -> None:
+        self._trial = trial
+        self._n_before = n_before
+        self.n_evaluations = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._trial, name)
+
+    def report(self, value: float, step: int) -> None:
+        """
+        :param value: Mean reward of an evaluation
+        :param step: Its number, from 1 on
+        """
+        self.n_evaluations = step
+        self._trial.report(value, self._n_before + step)
+
+
+def mean_of_trainings(objective: Callable[[Any], float], trial: optuna.Trial, n_trainings: int) -> float:
+    """
+    The hyperparameters are sampled once, weights and actions are drawn anew. A trial can be pruned in any of its trainings.
+
+    :param objective: One training, returns its mean reward
+    :param trial: The trial, which remembers the mean reward of each as ``trainings``, where there are several
+    :param n_trainings: How many
+    :return: Mean over the trainings
+    """
+    if n_trainings == 1:
+        return objective(trial)
+    rewards: list[float] = []
+    n_evaluations = 0
+    for _ in range(n_trainings):
+        training = OneTraining(trial, n_evaluations)
+        rewards.append(float(objective(training)))
+        n_evaluations += training.n_evaluations
+        trial.set_user_attr("trainings", rewards)
+    return float(np.mean(rewards))

@@ -137,8 +137,8 @@ def write_report(records: list[Record]) -> None:
     n_seeds = len({record["seed"] for record in records})
     picture = "![Return over learning rate and epochs](images/robustness.png)"
     caption = (
-        f"Return of the training policy in the small regime, {n_runs} runs, up to {n_seeds} seeds a point; bold: within\n"
-        "10 % of the best of both. Colours are shares of that."
+        f"Return of the training policy in the small regime, {n_runs} runs, seeds a point: {n_seeds} at the most.\n"
+        "Bold: within 10 % of the best of both. Colours are shares of that."
     )
     replace_in(REPORT, "robustness", "\n\n".join([picture, caption, plateau_table(records, tasks)]))
 

@@ -6,6 +6,7 @@ How far learning rate and number of epochs may be off: returns over a grid of bo
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,15 @@ def on_plateau(returns: np.ndarray, best: float) -> float:
     return float((known >= PLATEAU * best).mean())
 
 
+#: Of a grid of returns, and the best return of all algorithms
+MEASURES: dict[str, Callable[[np.ndarray, float], float]] = {
+    "share within 10 % of its own best": lambda returns, _: on_plateau(returns, np.nanmax(returns)),
+    "share within 10 % of the best of both": on_plateau,
+    "mean, as a share of the best of both": lambda returns, best: float(np.nanmean(returns) / best),
+    "lowest, as a share of the best of both": lambda returns, best: float(np.nanmin(returns) / best),
+}
+
+
 def plateau_table(records: list[Record], tasks: list[str]) -> str:
     """
     :param records: The results
@@ -80,14 +90,9 @@ def plateau_table(records: list[Record], tasks: list[str]) -> str:
     for score in SCORES:
         grids = {(a, task): grid(records, a, task, score) for a in ALGORITHMS for task in tasks}
         best = {task: max(np.nanmax(grids[a, task]) for a in ALGORITHMS) for task in tasks}
-        own = [[on_plateau(grids[a, task], np.nanmax(grids[a, task])) for task in tasks] for a in ALGORITHMS]
-        common = [[on_plateau(grids[a, task], best[task]) for task in tasks] for a in ALGORITHMS]
-        height = [[float(np.nanmean(grids[a, task]) / best[task]) for task in tasks] for a in ALGORITHMS]
-        lowest = [[float(np.nanmin(grids[a, task]) / best[task]) for task in tasks] for a in ALGORITHMS]
-        rows.append((f"share within 10 % of its own best, {score}", [shares_cell(shares) for shares in own]))
-        rows.append((f"share within 10 % of the best of both, {score}", [shares_cell(shares) for shares in common]))
-        rows.append((f"mean, as a share of the best of both, {score}", [shares_cell(shares) for shares in height]))
-        rows.append((f"lowest, as a share of the best of both, {score}", [shares_cell(shares) for shares in lowest]))
+        for name, measure in MEASURES.items():
+            cells = [shares_cell([measure(grids[a, task], best[task]) for task in tasks]) for a in ALGORITHMS]
+            rows.append((f"{name}, {score}", cells))
     return table(f"of the grid, mean over tasks ({', '.join(tasks)})", ALGORITHMS, rows)
 
 

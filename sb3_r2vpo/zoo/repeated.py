@@ -17,9 +17,8 @@ def take_trainings_per_trial(arguments: list[str]) -> tuple[list[str], int]:
     :return: The other arguments, and how many trainings a trial of a search is the mean of
     :raises ValueError: When that is not a positive number
     """
-    given = any(argument.split("=")[0] == TRAININGS_PER_TRIAL for argument in arguments)
     value, others = take((TRAININGS_PER_TRIAL,), arguments)
-    if not given:
+    if others == arguments:
         return others, 1
     if value is None or not value.isdecimal() or int(value) < 1:
         raise ValueError(f"`{TRAININGS_PER_TRIAL}` is {value}: it must be how many trainings a trial is the mean of")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from figures import COLORS, LINES, save
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from probe import ADVANTAGES, DISTANCES, LOG_RATIOS
 from readme import replace_in
 from report import percent, table
@@ -95,7 +96,11 @@ def draw_starts(records: list[Record]) -> None:
             if name.startswith("ratio_variance"):
                 bound = np.mean([bound_of(record, len(series(record, name))) for record in at(records, place)], axis=0)
                 ax.plot(np.linspace(0, 1, len(bound)), bound, color="k", linestyle=":", label="δ")
-            ax.set_yscale("log" if logarithmic else "linear")
+            if logarithmic:
+                ax.set_yscale("log")
+                ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                ax.yaxis.set_major_formatter("{x:g}")
+                ax.yaxis.set_minor_formatter(NullFormatter())
             ax.grid(alpha=0.3)
             if ax in axes[:, 0]:
                 ax.set_ylabel(label)

@@ -37,7 +37,7 @@ OWN = {
         ("MountainCar-v0", "Acrobot-v1", "LunarLander-v3", "LunarLanderContinuous-v3"),
         "more epochs at a rate that falls from a higher one",
     ),
-    "MountainCarContinuous-v0": "more noise and a higher rate find the flag more often",
+    "MountainCarContinuous-v0": "the budget and exploration of RL Zoo's TRPO find the flag",
 } | {
     f"{name}-{version}": reason
     for version in ("v4", "v5")
@@ -202,12 +202,19 @@ def test_a_learned_coefficient_is_no_schedule(var_coef, tmp_path):
     assert model.target_var(0.5) == 0.01
 
 
+def test_a_bound_by_the_rollout_is_no_schedule(tmp_path):
+    """An entry of hyperparameters can go back to the default of a group that it shares."""
+    model, _ = manager_of("CartPole-v1", tmp_path, target_var="auto").setup_experiment()
+    assert model.target_var == "auto"
+
+
 BAD_SCHEDULES = [
     ("learning_rate", "1e-3"),
     ("clip_range_vf", "lin_0.2_0.1"),
     ("target_var", "lin0.02"),
     ("target_var", "const_0.02"),
     ("target_var", "lin_"),
+    ("target_var", "auto_0.02"),
     ("var_coef", "lin_two"),
     ("var_coef", "2.0"),
 ]

@@ -216,6 +216,8 @@ def test_trainings_per_trial_is_a_number():
     for wrong in (["--trainings-per-trial"], ["--trainings-per-trial", "0"], ["--trainings-per-trial=two"]):
         with pytest.raises(ValueError, match=r"`--trainings-per-trial` is .*: it must be how many trainings"):
             take_trainings_per_trial(wrong)
+    with pytest.raises(ValueError, match="`--trainings-per-trial` is 3, but this is no search: pass --optimize too"):
+        take_trainings_per_trial(["--env", "CartPole-v1", "--trainings-per-trial", "3"])
 
 
 def test_trial_0_is_a_trial_and_the_command_line_counts_more(tmp_path):

@@ -39,8 +39,17 @@ def named_schedules(hyperparams: dict[str, Any]) -> dict[str, SimpleLinearSchedu
     return {
         key: linear_schedule(key, value)
         for key, value in hyperparams.items()
-        if key in SCHEDULES and isinstance(value, str) and not (key == "var_coef" and value.startswith("auto"))
+        if key in SCHEDULES and isinstance(value, str) and not is_automatic(key, value)
     }
+
+
+def is_automatic(name: str, value: str) -> bool:
+    """
+    :param name: Name of an argument
+    :param value: What the hyperparameters have for it
+    :return: Whether that is a value of the argument itself: ``"auto"``, and for ``var_coef`` ``"auto_<initial value>"``
+    """
+    return (name == "target_var" and value == "auto") or (name == "var_coef" and value.startswith("auto"))
 
 
 def linear_schedule(name: str, value: str) -> SimpleLinearSchedule:
@@ -57,7 +66,7 @@ def linear_schedule(name: str, value: str) -> SimpleLinearSchedule:
         raise ValueError(
             f"`{name}` is {value!r}: it must be a number (in YAML with a point, 1.0e-3, otherwise it is text) or "
             "'lin_<initial value>', e.g. 'lin_0.02', to fall from there to zero"
-            + (", or 'auto' or 'auto_<initial value>'" if name == "var_coef" else "")
+            + {"var_coef": ", or 'auto' or 'auto_<initial value>'", "target_var": ", or 'auto'"}.get(name, "")
         ) from None
 
 

@@ -15,13 +15,15 @@ def take_trainings_per_trial(arguments: list[str]) -> tuple[list[str], int]:
     """
     :param arguments: Arguments of ``train``
     :return: The other arguments, and how many trainings a trial of a search is the mean of
-    :raises ValueError: When that is not a positive number
+    :raises ValueError: When that is not a positive number, or there is no search
     """
     value, others = take((TRAININGS_PER_TRIAL,), arguments)
     if others == arguments:
         return others, 1
     if value is None or not value.isdecimal() or int(value) < 1:
         raise ValueError(f"`{TRAININGS_PER_TRIAL}` is {value}: it must be how many trainings a trial is the mean of")
+    if not any(argument.lstrip("-").startswith("optimize") for argument in others):
+        raise ValueError(f"`{TRAININGS_PER_TRIAL}` is {value}, but this is no search: pass --optimize too, or leave it out")
     return others, int(value)
 
 

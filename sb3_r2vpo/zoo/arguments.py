@@ -21,6 +21,14 @@ def take(names: tuple[str, ...], arguments: list[str]) -> tuple[str | None, list
     return value, others
 
 
+def is_search(arguments: list[str]) -> bool:
+    """
+    :param arguments: Arguments of RL Zoo's ``train``
+    :return: Whether hyperparameters are to be searched for: ``-optimize``, ``--optimize-hyperparameters`` or ``--optimize``
+    """
+    return any(argument.startswith(("-optimize", "--optimize")) for argument in arguments)
+
+
 def require(names: tuple[str, ...], arguments: list[str]) -> None:
     """
     :param names: Names of one argument

@@ -10,7 +10,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_r2vpo.workers import n_processes, own_rank
 from sb3_r2vpo.zoo import ALGO, ALGOS, replace_in_zoo
-from sb3_r2vpo.zoo.arguments import take
+from sb3_r2vpo.zoo.arguments import is_search, take
 
 
 class ManyExperimentManager(ExperimentManager):
@@ -60,7 +60,7 @@ def prepare_process(arguments: list[str]) -> None:
     algo = take(("--algo",), arguments)[0] or ALGO
     if algo not in ALGOS:
         raise ValueError(f"`--algo` is {algo!r}: torchrun is for {', '.join(ALGOS)}, {algo} trains in one process")
-    if any(argument.startswith(("-optimize", "--optimize")) for argument in arguments):
+    if is_search(arguments):
         raise ValueError("`--optimize` is not for torchrun: give its command once for each worker, without torchrun")
     is_first = own_rank() == 0
     if not is_first:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import optuna
 
-from sb3_r2vpo.zoo.arguments import take
+from sb3_r2vpo.zoo.arguments import is_search, take
 
 TRAININGS_PER_TRIAL = "--trainings-per-trial"
 
@@ -22,7 +22,7 @@ def take_trainings_per_trial(arguments: list[str]) -> tuple[list[str], int]:
         return others, 1
     if value is None or not value.isdecimal() or int(value) < 1:
         raise ValueError(f"`{TRAININGS_PER_TRIAL}` is {value}: it must be how many trainings a trial is the mean of")
-    if not any(argument.lstrip("-").startswith("optimize") for argument in others):
+    if not is_search(others):
         raise ValueError(f"`{TRAININGS_PER_TRIAL}` is {value}, but this is no search: pass --optimize too, or leave it out")
     return others, int(value)
 

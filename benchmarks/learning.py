@@ -39,6 +39,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("command", choices=["run", "report"])
     parser.add_argument("--regimes", nargs="+", default=list(REGIMES), choices=REGIMES)
     parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS), choices=ALGORITHMS)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     run_arguments(parser, RESULTS, TASKS, range(5))
     return parser.parse_args()
 
@@ -46,6 +47,6 @@ def parse_arguments() -> argparse.Namespace:
 if __name__ == "__main__":
     args = parse_arguments()
     if args.command == "run":
-        run_missing(all_runs(args), args.results, args.n_jobs)
+        run_missing(all_runs(args), args.results, args.n_jobs, device=args.device)
     else:
         write_report(load(args.results))

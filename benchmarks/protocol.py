@@ -73,7 +73,7 @@ THREE_TASKS = ("BallInCupCatch", "CheetahRun", "FingerSpin")
 TASKS_OF = {"small": TASKS, "middle": THREE_TASKS, "large": TASKS}
 
 #: Network 64-64 and tanh are the default of all of them
-SHARED = dict(gamma=0.995, gae_lambda=0.95, device="cpu")
+SHARED = dict(gamma=0.995, gae_lambda=0.95)
 #: Of those that take minibatch steps on policy and critic together
 MINIBATCH = dict(learning_rate=1e-3, n_epochs=16, ent_coef=0.005, vf_coef=0.5, max_grad_norm=0.5, compile=True)
 

@@ -1,6 +1,6 @@
 """The report of the learning benchmark: tables and pictures from the committed results."""
 
-import operator
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -115,8 +115,9 @@ def both_regimes(comparisons: list[Comparison]) -> str:
                 yield from ("–",) * 3
                 continue
             yield f"{c.final(algorithm, 'training policy').mean():.0f}"
+            records = [record for (a, *_), record in c.records.items() if a == algorithm and device_of(record) == "cpu"]
             for clock in ("wall_seconds", "cpu_seconds"):
-                yield f"{np.median(c.values(algorithm, operator.itemgetter(clock))) / 60:.1f}"
+                yield f"{np.median([record[clock] for record in records]) / 60:.1f}" if records else "–"
 
     columns = [f"{c.regime}: {what}" for c in comparisons for what in ("mean return", "minutes", "CPU minutes")]
     return "\n\n".join(
@@ -124,10 +125,28 @@ def both_regimes(comparisons: list[Comparison]) -> str:
             "## The regimes side by side",
             "![Sample efficiency](images/learning.png)",
             table("training policy at the end", columns, [(algorithm, list(cells(algorithm))) for algorithm in shown]),
-            "Minutes are medians over runs, without evaluations, on cores that had other work to do: an indication, not a\n"
-            "measurement of speed. PPO and SPO go through R2VPO's compiled gradient step, TRPO is sb3-contrib's own code.",
+            "Minutes are medians over runs on the CPU, without evaluations, on cores that had other work to do: an\n"
+            "indication, not a measurement of speed. PPO and SPO go through R2VPO's compiled gradient step, TRPO is\n"
+            "sb3-contrib's own code.",
         ]
     )
+
+
+def device_of(record: Record) -> str:
+    """
+    :param record: A record
+    :return: What it was trained on. Records from before there was a choice do not say
+    """
+    return record.get("device", "cpu")
+
+
+def on_cards(c: Comparison) -> str:
+    """
+    :param c: The runs of a regime
+    :return: How many of them were trained on which card, empty if none was
+    """
+    cards = Counter(device for record in c.records.values() if (device := device_of(record)) != "cpu")
+    return " ".join(f"{n} of the {len(c.records)} runs were trained on {card}." for card, n in cards.items())
 
 
 def one_regime(c: Comparison) -> str:
@@ -141,6 +160,7 @@ def one_regime(c: Comparison) -> str:
         f"Seeds: {', '.join(f'{algorithm} {len(seeds)}' for algorithm, seeds in c.seeds.items())}. {len(c.tasks)} tasks.",
         f"Without results yet, and not counted: {', '.join(missing)}." if missing else "",
         f"Left out, as not all tasks have been run: {', '.join(c.left_out)}." if c.left_out else "",
+        on_cards(c),
     ]
     parts = [f"## {name[0].upper()}{name[1:]}", " ".join(note for note in notes if note)]
     parts += [f"### Aggregates\n\n![Aggregates](images/learning_{c.regime}_aggregates.png)", aggregate_tables(c)]

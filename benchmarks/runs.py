@@ -40,7 +40,9 @@ def common_changes(args: argparse.Namespace) -> dict[str, Any]:
     return {} if args.total_timesteps is None else {"total_timesteps": args.total_timesteps}
 
 
-def run_missing(runs: Iterable[Run], results: Path, n_jobs: int, script: str = "training.py") -> None:
+def run_missing(
+    runs: Iterable[Run], results: Path, n_jobs: int, script: str = "training.py", device: str | None = None
+) -> None:
     """
     Run what the results lack, in the order given.
 
@@ -48,13 +50,17 @@ def run_missing(runs: Iterable[Run], results: Path, n_jobs: int, script: str = "
     :param results: The results file
     :param n_jobs: How many trainings side by side, each with one thread
     :param script: What trains, a neighbour of this file
+    :param device: Its second argument, if it takes one
     """
     done = {key(record) for record in load(results)}
     missing = [run for run in runs if key(run._asdict()) not in done]
-    run_side_by_side(missing, [configuration(run)["total_timesteps"] / 1e6 for run in missing], results, n_jobs, script)
+    steps = [configuration(run)["total_timesteps"] / 1e6 for run in missing]
+    run_side_by_side(missing, steps, results, n_jobs, script, device)
 
 
-def run_side_by_side(missing: Sequence[Any], steps: Sequence[float], results: Path, n_jobs: int, script: str) -> None:
+def run_side_by_side(
+    missing: Sequence[Any], steps: Sequence[float], results: Path, n_jobs: int, script: str, device: str | None = None
+) -> None:
     """
     Run all, each record appended when it is there. What fails or is killed leaves nothing, and is named.
 
@@ -63,6 +69,7 @@ def run_side_by_side(missing: Sequence[Any], steps: Sequence[float], results: Pa
     :param results: The results file
     :param n_jobs: How many trainings side by side, each with one thread
     :param script: What trains, a neighbour of this file
+    :param device: Its second argument, if it takes one
     """
     results.parent.mkdir(parents=True, exist_ok=True)
     failed = []
@@ -72,7 +79,7 @@ def run_side_by_side(missing: Sequence[Any], steps: Sequence[float], results: Pa
             total=sum(steps), unit="M steps", bar_format="{l_bar}{bar}| {n:.0f}/{total:.0f} M steps, {remaining} left"
         ) as bar,
     ):
-        running = {pool.submit(run_in_process, run, script): (run, n) for run, n in zip(missing, steps, strict=True)}
+        running = {pool.submit(run_in_process, run, script, device): (run, n) for run, n in zip(missing, steps, strict=True)}
         try:
             for future in as_completed(running):
                 run, n = running[future]
@@ -92,15 +99,16 @@ def run_side_by_side(missing: Sequence[Any], steps: Sequence[float], results: Pa
         sys.exit(f"{len(failed)} of {len(missing)} failed: " + "; ".join(map(name, failed)))
 
 
-def run_in_process(run: Any, script: str) -> Record:
+def run_in_process(run: Any, script: str, device: str | None = None) -> Record:
     """
     :param run: A training
     :param script: What trains, a neighbour of this file
+    :param device: Its second argument, if it takes one
     :return: Its record
     :raises RuntimeError: When its process came to another end
     """
     process = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name(script)), json.dumps(run._asdict())],
+        [sys.executable, str(Path(__file__).with_name(script)), json.dumps(run._asdict()), *([device] if device else [])],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

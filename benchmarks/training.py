@@ -1,7 +1,7 @@
 """
 One training of a benchmark: run, watched and told as one record.
 
-    python benchmarks/training.py '{"task": "CheetahRun", "regime": "small", "algorithm": "R2VPO", "seed": 0}'
+    python benchmarks/training.py '{"task": "CheetahRun", "regime": "small", "algorithm": "R2VPO", "seed": 0}' [cuda]
 """
 
 import datetime
@@ -103,10 +103,11 @@ class Recorder(BaseCallback):
         }
 
 
-def train(run: Run) -> dict[str, Any]:
+def train(run: Run, device: str = "cpu") -> dict[str, Any]:
     """
     :param run: A training
-    :return: Its record: the run, its configuration, versions, times, returns and series
+    :param device: ``"cpu"`` or ``"cuda"``
+    :return: Its record: the run, its configuration, versions, device, times, returns and series
     """
     th.set_num_threads(1)
     regime = REGIMES[run.regime]
@@ -114,13 +115,14 @@ def train(run: Run) -> dict[str, Any]:
     config = configuration(run)
     env = VecNormalize(pool, gamma=config["gamma"])
     arguments = {name: value for name, value in arguments_of(run).items() if name != "total_timesteps"}
-    model = ALGORITHMS[run.algorithm].make("MlpPolicy", env, seed=first_seed(run), **arguments)
+    model = ALGORITHMS[run.algorithm].make("MlpPolicy", env, seed=first_seed(run), device=device, **arguments)
     recorder = Recorder(run)
     model.learn(config["total_timesteps"], callback=recorder)
     return {
         **run._asdict(),
         "configuration": config,
         "versions": {name: version(name) for name in PACKAGES},
+        "device": th.cuda.get_device_name() if device == "cuda" else "cpu",
         "date": datetime.date.today().isoformat(),
         **recorder.record(),
     }
@@ -191,4 +193,4 @@ if __name__ == "__main__":
     # What libraries print is not the record
     sys.stdout, stdout = sys.stderr, sys.stdout
     os.environ["OMP_NUM_THREADS"] = "1"
-    print(json.dumps(train(Run(**json.loads(sys.argv[1])))), file=stdout)
+    print(json.dumps(train(Run(**json.loads(sys.argv[1])), *sys.argv[2:])), file=stdout)

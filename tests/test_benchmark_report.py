@@ -116,5 +116,14 @@ def test_report(tmp_path, monkeypatch):
         report.write_report([])
 
 
+def test_minutes_are_the_cpus_and_cards_are_named():
+    on_card = {"seed": 1, "device": "a card", "wall_seconds": 9000.0}
+    records = [{**record, **on_card} if record["seed"] == 1 else record for record in RECORDS]
+    comparison = scores.compare(records, "small")
+    n_runs = len(TASKS) * len(FINALS)
+    assert report.on_cards(comparison) == f"{n_runs} of the {2 * n_runs} runs were trained on a card."
+    assert "| R2VPO | 650 | 2.0 | 1.0 |" in report.both_regimes([comparison])
+
+
 def test_every_algorithm_has_its_color():
     assert report.figures.COLORS.keys() == ALGORITHMS.keys()

@@ -18,7 +18,7 @@ def record_of(run, **kwargs):
 
 def test_only_what_is_missing_is_run(tmp_path, monkeypatch):
     results, asked = tmp_path / "results.jsonl", []
-    monkeypatch.setattr(runs, "run_in_process", lambda run, script: asked.append(run) or record_of(run))
+    monkeypatch.setattr(runs, "run_in_process", lambda run, script, device: asked.append(run) or record_of(run))
     runs.append(results, record_of(RUNS[1]))
     runs.run_missing(RUNS, results, n_jobs=1)
     assert asked == [RUNS[0], *RUNS[2:]]
@@ -29,7 +29,7 @@ def test_only_what_is_missing_is_run(tmp_path, monkeypatch):
 
 def test_a_run_with_other_arguments_is_another(tmp_path, monkeypatch):
     results, asked = tmp_path / "results.jsonl", []
-    monkeypatch.setattr(runs, "run_in_process", lambda run, script: asked.append(run) or record_of(run))
+    monkeypatch.setattr(runs, "run_in_process", lambda run, script, device: asked.append(run) or record_of(run))
     changed = RUNS[1]._replace(changes={"var_coef": 3.0})
     runs.append(results, record_of(RUNS[1]))
     runs.run_missing([RUNS[1], changed], results, n_jobs=1)

@@ -18,6 +18,8 @@ from runs import common_changes, load, run_arguments, run_missing
 RESULTS = Path(__file__).parent / "results" / "dual_dynamics.jsonl"
 #: The probe's records are of another kind
 PROBED = RESULTS.with_name("ratios.jsonl")
+#: The learning benchmark's, whose runs of R2VPO are looked at here too
+TRAINED = RESULTS.with_name("learning.jsonl")
 TWO_TASKS = ("CheetahRun", "FingerSpin")
 REGIMES = ("small", "large")
 STARTS = ("auto_0.05", "auto_0.2", "auto_1.0", "auto_2.0")
@@ -62,7 +64,7 @@ if __name__ == "__main__":
     args = parser.parse_args()
     probed = PROBED if args.results == RESULTS else args.results.with_suffix(".ratios.jsonl")
     if args.command == "report":
-        write_report(load(args.results), load(probed), KNOBS)
+        write_report(load(args.results), load(probed), KNOBS, load(TRAINED))
     else:
         for name in args.sets:
             results, script = (probed, "probe.py") if name == "ratios" else (args.results, "training.py")

@@ -1,5 +1,6 @@
 """Tables and pictures of the study of the dual variable."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from runs import Record
 from scores import SCORES
 
 REPORT = Path(__file__).parent.parent / "docs" / "dual_dynamics.md"
+#: Rollouts of 256 steps go through an episode of 1000 in four
+LAGS = (1, 2, 4)
 Knobs = dict[str, tuple[str, tuple[float, ...]]]
 #: What a start of λ is followed in: series of the record, its label, and whether its axis is logarithmic
 FOLLOWED = (
@@ -25,14 +28,16 @@ FOLLOWED = (
 )
 
 
-def write_report(records: list[Record], probed: list[Record], knobs: Knobs) -> None:
+def write_report(records: list[Record], probed: list[Record], knobs: Knobs, trained: Sequence[Record] = ()) -> None:
     """
     What has results is written anew, the rest stays as it is.
 
     :param records: Results of starts and knobs
     :param probed: Results of the probe
     :param knobs: Each algorithm's own knob, and its values
+    :param trained: Results of the learning benchmark
     """
+    large = [r for r in trained if (r["algorithm"], r["regime"]) == ("R2VPO", "large") and not r["changes"]]
     started = [r for r in records if list(r["changes"]) == ["var_coef"] and isinstance(r["changes"]["var_coef"], str)]
     turned = [r for r in records if r not in started and len(r["changes"]) == 1]
     probed = [record for record in probed if not record["changes"]]
@@ -40,6 +45,8 @@ def write_report(records: list[Record], probed: list[Record], knobs: Knobs) -> N
         draw_starts(started)
         text = ["![λ, V, signal and entropy from several starts](images/dual_starts.png)", start_table(started)]
         replace_in(REPORT, "starts", "\n\n".join(text))
+    if large:
+        replace_in(REPORT, "held", held_table(large))
     if turned:
         draw_knobs(turned, knobs)
         replace_in(REPORT, "knobs", "![Return over each knob](images/dual_knobs.png)\n\n" + knob_table(turned, knobs))
@@ -163,6 +170,42 @@ def swing_of(var_coef: np.ndarray) -> float:
     """
     changes = np.diff(np.log(var_coef[len(var_coef) // 4 :]))
     return float(np.expm1(np.abs(changes - changes.mean()).mean())) if len(changes) else 0.0
+
+
+def held_table(records: list[Record]) -> str:
+    """
+    :param records: Results with a learned λ, one point of a series for each update
+    :return: How well the bound is held from update to update
+    """
+    rows = []
+    for task in sorted({record["task"] for record in records}):
+        runs = [record for record in records if record["task"] == task]
+        shares = [series(r, "ratio_variance_last_epoch") / bound_of(r, len(r["var_coef"])) for r in runs]
+        settled = [share[len(share) // 8 :] for share in shares]
+        means = [np.mean([measure(share) for share in settled]) for measure in (np.mean, above, np.max)]
+        later = [np.mean([correlation_with_later(np.log(share), lag) for share in settled]) for lag in LAGS]
+        cells = [f"{means[0]:.2f}", percent(means[1]), f"{means[2]:.1f}", *(f"{value:+.2f}" for value in later)]
+        rows.append((f"{task} ({len(runs)} seeds)", cells))
+    lags = [f"with that {lag} later" if lag > 1 else "correlation of log V/δ with the next" for lag in LAGS]
+    return table("V/δ in the last epoch of an update", ["mean", "above 1.5", "largest", *lags], rows)
+
+
+def above(shares: np.ndarray) -> float:
+    """
+    :param shares: V/δ of each update
+    :return: Share of the updates that go beyond the bound by half and more
+    """
+    return float((shares > 1.5).mean())
+
+
+def correlation_with_later(values: np.ndarray, lag: int) -> float:
+    """
+    :param values: One for each update
+    :param lag: By how many updates
+    :return: Autocorrelation
+    """
+    deviations = values - values.mean()
+    return float((deviations[lag:] * deviations[:-lag]).mean() / deviations.var())
 
 
 def mean_by_value(records: list[Record], algorithm: str, knob: str, score: str) -> dict[float, float]:

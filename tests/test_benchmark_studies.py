@@ -89,6 +89,15 @@ def test_swing_and_feasibility():
     assert dual_figures.feasible_from(np.array([3.0, 0.5])) is None
 
 
+def test_held():
+    up_and_down = np.tile([1.0, 2.0], 30)
+    assert dual_figures.correlation_with_later(up_and_down, 1) == pytest.approx(-1.0)
+    assert dual_figures.correlation_with_later(up_and_down, 4) == pytest.approx(1.0)
+    variance = {"var_coef": [1.0] * 60, "ratio_variance_last_epoch": (0.02 * up_and_down).tolist(), "target_var": [0.02] * 60}
+    row = "| CheetahRun (1 seeds) | 1.51 | 51% | 2.0 | -1.00 | +1.00 | +1.00 |"
+    assert row in dual_figures.held_table([record_of("R2VPO", {}, **variance)])
+
+
 def test_plateau():
     returns = np.array([[100.0, 91.0], [np.nan, 50.0]])
     assert robustness.on_plateau(returns, 100.0) == pytest.approx(2 / 3)

@@ -30,8 +30,8 @@ def policy_gradient(policy: ActorCriticPolicy, batch: RolloutBufferSamples, weig
 @pytest.mark.parametrize("var_coef", [0.0, 0.7, 5.0])
 def test_gradient_of_the_loss(var_coef, ratio_penalty):
     """
-    ∇L = E[ρ (Â − 2λ(ρ − 1)) ∇log π], E[(ρÂ − 2λ log ρ) ∇log π] where a two-sided penalty meets ρ < 1, and with weights (1 + |Â|)/2
-    on λ
+    ∇L = E[ρ (Â − 2λ(ρ − 1)) ∇log π], E[(ρÂ − 2λ log ρ) ∇log π] where a two-sided penalty meets ρ < 1,
+    and with (1 + |Â|)/2 on λ where it is weighted
     """
     th.manual_seed(0)
     n, obs_dim, action_dim = 32, 3, 2

@@ -18,7 +18,6 @@ COLORS = {
     "SPO 0.2": "#009E73",
     "SPO 0.8": "#66C2A5",
     "R2VPO fixed": "#0072B2",
-    "R2VPO weighted": "#CC79A7",
     "R2VPO": "#D55E00",
 }
 LINES = {"PPO 0.1": ":", "PPO 0.3": "--", "SPO 0.8": "--", "R2VPO fixed": "--"}

@@ -19,8 +19,6 @@ from torch.nn import functional as F
 
 #: From here on the ratio grows linearly in the log-ratio instead of exponentially (e^10 ≈ 22026)
 MAX_LOG_RATIO = 10.0
-#: The paper's ``ratio_variance``, ``two_sided_variance``, and the latter with ``brake_weights``
-RATIO_PENALTIES = ("variance", "two_sided", "weighted")
 
 
 def policy_ratio(log_ratio: th.Tensor) -> th.Tensor:
@@ -56,7 +54,7 @@ def ratio_variance(ratio: th.Tensor) -> th.Tensor:
     return (ratio - 1.0).square().mean()
 
 
-def two_sided_variance(ratio: th.Tensor, log_ratio: th.Tensor, weights: th.Tensor | float = 1.0) -> th.Tensor:
+def two_sided_variance(ratio: th.Tensor, log_ratio: th.Tensor) -> th.Tensor:
     """
     ``D = E_β[max((ρ − 1)², (log ρ)²)]``, which is ``(ρ − 1)²`` above one and ``(log ρ)²`` below.
 
@@ -69,39 +67,9 @@ def two_sided_variance(ratio: th.Tensor, log_ratio: th.Tensor, weights: th.Tenso
 
     :param ratio: ρ
     :param log_ratio: ``log ρ``
-    :param weights: Of the samples, as those of ``brake_weights``
     :return: Scalar tensor
     """
-    return (weights * th.where(ratio < 1.0, log_ratio, ratio - 1.0).square()).mean()
-
-
-def brake_weights(advantages: th.Tensor) -> th.Tensor:
-    """
-    ``w = (1 + |Â|) / 2``: half of a sample's brake grows with the size of its advantage. With ``w λ`` in the place of λ it
-    comes to rest at ``ρ* = 1 + Â / (λ (1 + |Â|))``, no farther than 1/λ from one however large the advantage is, so that the
-    few largest of a heavy-tailed rollout do not take all of the variance. At ρ = 1 its gradient is whole, unlike with clipped
-    advantages.
-
-    It is half-way from the paper's brake (w = 1) to that of SPO (https://arxiv.org/abs/2401.16025), ``|Â|``, with which all
-    samples rest at the same distance.
-
-    :param advantages: Normalized advantages Â
-    :return: w, at least ½, so that the weighted variance is no less than half of the other
-    """
-    return (1.0 + advantages.abs()) / 2.0
-
-
-def ratio_penalty(kind: str, ratio: th.Tensor, log_ratio: th.Tensor, advantages: th.Tensor) -> th.Tensor:
-    """
-    :param kind: One of ``RATIO_PENALTIES``
-    :param ratio: ρ
-    :param log_ratio: ``log ρ``
-    :param advantages: Normalized advantages Â
-    :return: What λ is the price of, scalar tensor
-    """
-    if kind == "variance":
-        return ratio_variance(ratio)
-    return two_sided_variance(ratio, log_ratio, brake_weights(advantages) if kind == "weighted" else 1.0)
+    return th.where(ratio < 1.0, log_ratio, ratio - 1.0).square().mean()
 
 
 def lagrangian(surrogate: th.Tensor, variance: th.Tensor, var_coef: th.Tensor, target_var: float | th.Tensor) -> th.Tensor:

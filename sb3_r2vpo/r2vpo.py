@@ -43,7 +43,6 @@ from sb3_r2vpo.fast.guard import own_code
 from sb3_r2vpo.fast.programs import Programs
 from sb3_r2vpo.files import check_model_file, write_file
 from sb3_r2vpo.nonfinite import FiniteObservations, check_finite
-from sb3_r2vpo.objective import RATIO_PENALTIES
 from sb3_r2vpo.rollouts import Samples, minibatch_source, yields_plain_minibatches
 from sb3_r2vpo.signal import StepSignal
 from sb3_r2vpo.updater import Coefficients, Metrics, Updater, use_fused_adam
@@ -57,6 +56,8 @@ MIN_TARGET_VAR = 1e-8
 MAX_LEARNING_RATE = 1000.0
 #: The last step's signal is measured in minibatches of so many samples, or of `batch_size` where that is more
 SIGNAL_BATCH_SIZE = 4096
+#: What λ is the price of: `objective.two_sided_variance` or the paper's `objective.ratio_variance`
+RATIO_PENALTIES = ("two_sided", "variance")
 #: Which algorithm is for policies that need these inputs to evaluate actions
 ALGORITHM_BY_INPUT = {"action_masks": "MaskableR2VPO", "lstm_states": "RecurrentR2VPO"}
 #: With `compile="auto"`: how many gradient steps earn back the time that compiling takes, by device. Measured
@@ -114,8 +115,6 @@ class R2VPO(OnPolicyAlgorithm):
     :param ratio_penalty: What ``var_coef`` is the price of and ``target_var`` bounds. ``"variance"`` is the paper's
         ``V = E[(ρ − 1)²]``. ``"two_sided"`` has ``(log ρ)²`` in its place where ρ < 1, which agrees with it for small steps,
         bounds it, does not let go of samples whose probability vanishes, and takes no entropy for noise in the mean.
-        ``"weighted"`` is that with weights ``(1 + |Â|) / 2`` on the samples, which then rest no farther than ``1 / var_coef``
-        from ``ρ = 1``, however large their advantage.
     :param clip_range_vf: Clipping parameter for the value function,
         it can be a function of the current progress remaining (from 1 to 0).
         If None is passed (default), no clipping will be done on the value function.
@@ -360,7 +359,9 @@ class R2VPO(OnPolicyAlgorithm):
         if self.target_var != "auto":
             check_schedule("target_var", self.target_var, "a number > 0 or 'auto'", positive)
         if self.ratio_penalty not in RATIO_PENALTIES:
-            raise ValueError(f"`ratio_penalty` is {self.ratio_penalty!r}: allowed are {', '.join(map(repr, RATIO_PENALTIES))}")
+            raise ValueError(
+                f"`ratio_penalty` is {self.ratio_penalty!r}: allowed are {' and '.join(map(repr, RATIO_PENALTIES))}"
+            )
         if self.max_target_var is not None:
             check_number("max_target_var", self.max_target_var, "None (three times `target_var`) or a number > 0", positive)
         check_number("dual_lr", self.dual_lr, "a number > 0", positive)
@@ -570,7 +571,7 @@ class R2VPO(OnPolicyAlgorithm):
             ent_coef=self.ent_coef,
             vf_coef=self.vf_coef,
             max_grad_norm=self.max_grad_norm,
-            ratio_penalty=self.ratio_penalty,
+            two_sided=self.ratio_penalty == "two_sided",
             # Several processes have done so for all their minibatches at once
             normalize_advantage=self.normalize_advantage and self._workers.world_size == 1,
             clip_range_vf=None if self.clip_range_vf is None else self._value_now("clip_range_vf", self.clip_range_vf),

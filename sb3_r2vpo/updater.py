@@ -22,7 +22,7 @@ class Coefficients(NamedTuple):
     scalar tensors, so that it serves for all their values.
 
     :param target_var: The bound δ on the ratio variance
-    :param ratio_penalty: What λ is the price of, one of ``objective.RATIO_PENALTIES``
+    :param two_sided: Whether ``two_sided_variance`` takes the place of ``ratio_variance``
     :param ent_coef: Weight of the entropy loss
     :param vf_coef: Weight of the value loss
     :param max_grad_norm: Global gradient norm above which the gradient is scaled down
@@ -35,7 +35,7 @@ class Coefficients(NamedTuple):
     ent_coef: float | th.Tensor
     vf_coef: float | th.Tensor
     max_grad_norm: float | th.Tensor
-    ratio_penalty: str = "two_sided"
+    two_sided: bool = True
     normalize_advantage: bool = True
     clip_range_vf: float | th.Tensor | None = None
     max_kl: float | th.Tensor = math.inf
@@ -148,7 +148,7 @@ class Updater:
         ratio = objective.policy_ratio(log_ratio)
         surrogate = self.surrogate(ratio, advantages)
         variance = objective.ratio_variance(ratio)
-        penalty = objective.ratio_penalty(c.ratio_penalty, ratio, log_ratio, advantages)
+        penalty = objective.two_sided_variance(ratio, log_ratio) if c.two_sided else variance
         lagrangian = objective.lagrangian(surrogate, penalty, self.dual.value, c.target_var)
 
         value_loss = objective.value_loss(values.flatten(), batch.old_values, batch.returns, c.clip_range_vf)

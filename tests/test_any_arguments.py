@@ -26,7 +26,7 @@ GOOD = {
     "clip_range_vf": [None, *POSITIVE, *SCHEDULES],
     "var_coef": ["auto", *POSITIVE, *SCHEDULES],
     "var_coef_bounds": [(1e-3, 1e3), [1, 1], (Fraction(1, 2), np.float32(3.0)), (1e-30, 1e30)],
-    "ratio_penalty": ["two_sided", "variance", "weighted"],
+    "ratio_penalty": ["two_sided", "variance"],
     "normalize_advantage": [True, False],
 }
 ARGUMENTS = st.fixed_dictionaries(

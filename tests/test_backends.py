@@ -66,8 +66,7 @@ CASES: dict[str, tuple[spaces.Space, spaces.Space, dict[str, Any], dict[str, Any
     "multi_binary": (spaces.Discrete(4), spaces.MultiBinary(3), {}, {}),
     "dict": (DICT, BOX, {"share_features_extractor": False}, {"normalize_advantage": False}),
     "sde": (BOX, BOX, {"use_sde": True}, {}),
-    "variance": (BOX, BOX, {}, {"ratio_penalty": "variance"}),
-    "weighted": (BOX, BOX, {}, {"ratio_penalty": "weighted"}),
+    "variance": (BOX, BOX, {}, {"two_sided": False}),
     "clip_range_vf": (BOX, BOX, {}, {"clip_range_vf": 0.1}),
     "adamw": (BOX, BOX, {"optimizer_class": th.optim.AdamW, "optimizer_kwargs": dict(weight_decay=0.1, amsgrad=True)}, {}),
 }

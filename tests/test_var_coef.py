@@ -82,9 +82,7 @@ def test_a_scheduled_target_is_floored_above_zero():
     assert np.isfinite(values).all() and values[-1, 1] > values[-2, 1]
 
 
-@pytest.mark.parametrize(
-    "ratio_penalty, logged", [("variance", "ratio_variance"), ("two_sided", "ratio_penalty"), ("weighted", "ratio_penalty")]
-)
+@pytest.mark.parametrize("ratio_penalty, logged", [("variance", "ratio_variance"), ("two_sided", "ratio_penalty")])
 def test_a_learned_coefficient_holds_the_last_variance_at_the_target(ratio_penalty, logged):
     values, _ = logged_during(
         [f"train/{logged}_last_epoch"],
@@ -111,7 +109,6 @@ def test_a_learned_coefficient_holds_the_last_variance_at_the_target(ratio_penal
         dict(var_coef="auto_0.5"),
         dict(var_coef_bounds=(0.9, 100.0)),
         dict(ratio_penalty="variance"),
-        dict(ratio_penalty="weighted"),
     ],
     ids=str,
 )

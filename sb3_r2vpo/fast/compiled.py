@@ -146,7 +146,7 @@ def is_variable(coefficient: Any) -> bool:
     :param coefficient: One of the ``Coefficients``
     :return: Whether it enters a program as a tensor, and is not a choice between two computations
     """
-    return coefficient is not None and not isinstance(coefficient, (bool, str))
+    return coefficient is not None and not isinstance(coefficient, bool)
 
 
 class State(NamedTuple):

@@ -22,6 +22,7 @@ COLORS = {
 }
 LINES = {"PPO 0.1": ":", "PPO 0.3": "--", "SPO 0.8": "--", "R2VPO fixed": "--"}
 LABELS = {"small": "small updates (64 × 64)", "middle": "between (256 × 64)", "large": "large updates (256 × 256)"}
+LABELS |= {f"{regime}_staggered": f"{LABELS[regime]}, staggered" for regime in ("small", "large")}
 
 
 def legend(figure: Figure, axes: list[Axes]) -> None:

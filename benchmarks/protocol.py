@@ -10,12 +10,17 @@ from sb3_r2vpo import R2VPO, dual, signal
 
 
 class Regime(NamedTuple):
-    """How the samples of a training are divided into updates."""
+    """
+    How the samples of a training are divided into updates.
+
+    :param stagger: Whether the environments are spread over their episodes (see `make_envpool_vec_env`)
+    """
 
     n_envs: int
     n_steps: int
     batch_size: int
     total_timesteps: int
+    stagger: bool = False
 
 
 class Algorithm(NamedTuple):
@@ -55,6 +60,7 @@ REGIMES = {
     "middle": Regime(n_envs=256, n_steps=64, batch_size=2048, total_timesteps=2_000_000),
     "large": Regime(n_envs=256, n_steps=256, batch_size=2048, total_timesteps=4_000_000),
 }
+REGIMES |= {f"{name}_staggered": REGIMES[name]._replace(stagger=True) for name in ("small", "large")}
 
 #: The paper's ground. Returns are in [0, 1000], and every episode has 1000 steps
 TASKS = (
@@ -70,7 +76,7 @@ TASKS = (
     "WalkerRun",
 )
 THREE_TASKS = ("BallInCupCatch", "CheetahRun", "FingerSpin")
-TASKS_OF = {"small": TASKS, "middle": THREE_TASKS, "large": TASKS}
+TASKS_OF = {**dict.fromkeys(REGIMES, TASKS), "middle": THREE_TASKS}
 
 #: Network 64-64 and tanh are the default of all of them
 SHARED = dict(gamma=0.995, gae_lambda=0.95)
@@ -114,7 +120,11 @@ def configuration(run: Run) -> dict[str, Any]:
         defaults = {name: as_json(p.default) for name, p in parameters.items() if name not in NOT_LEARNING}
         if algorithm.make is R2VPO:
             defaults["rule"] = as_json(RULE)
-    return {**REGIMES[run.regime]._asdict(), **defaults, **arguments_of(run)}
+    regime = REGIMES[run.regime]._asdict()
+    if not regime["stagger"]:
+        # Records from before it was there do not have it
+        del regime["stagger"]
+    return {**regime, **defaults, **arguments_of(run)}
 
 
 #: What the rule for λ is made of besides arguments

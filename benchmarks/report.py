@@ -26,6 +26,8 @@ from scores import (
 REPORT = Path(__file__).parent.parent / "docs" / "learning.md"
 #: A task on which PPO ends below has not been learned by it: there is nothing to be reached
 LEARNED = 20.0
+#: From few huge updates to many small ones
+ORDER = ("large_staggered", "small_staggered", "large", "middle", "small")
 #: With which the rule for λ was found, in the small regime
 SEEDS_OF_THE_RULE = (0, 1)
 
@@ -34,7 +36,7 @@ def write_report(records: list[Record]) -> None:
     """
     :param records: The results
     """
-    comparisons = [found for regime in ("large", "middle", "small") if (found := compare(records, regime)) is not None]
+    comparisons = [found for regime in ORDER if (found := compare(records, regime)) is not None]
     if not comparisons:
         raise SystemExit("There are no results that can be compared yet")
     figures.draw_headline([comparison for comparison in comparisons if comparison.regime != "middle"] or comparisons)

@@ -111,7 +111,7 @@ def train(run: Run, device: str = "cpu") -> dict[str, Any]:
     """
     th.set_num_threads(1)
     regime = REGIMES[run.regime]
-    pool = make_envpool_vec_env(f"{run.task}-v1", regime.n_envs, num_threads=1)
+    pool = make_envpool_vec_env(f"{run.task}-v1", regime.n_envs, num_threads=1, stagger=regime.stagger)
     config = configuration(run)
     env = VecNormalize(pool, gamma=config["gamma"])
     arguments = {name: value for name, value in arguments_of(run).items() if name != "total_timesteps"}

@@ -42,6 +42,7 @@ class EnvPoolVecEnv(VecEnv):
         that torchrun has started each has its share of the cores)
     :param flatten_dict: Whether to make one vector of a dictionary observation, its entries in EnvPool's order.
         If False, it is for ``MultiInputPolicy``.
+    :param stagger: Whether to cut the first episodes short, see `make_envpool_vec_env`
     :raises ImportError: When EnvPool is not installed
     :raises ValueError: When EnvPool has no such environment, SB3 cannot handle it, or an argument is out of its range
     """
@@ -54,6 +55,7 @@ class EnvPoolVecEnv(VecEnv):
         env_kwargs: dict[str, Any] | None = None,
         num_threads: int = 0,
         flatten_dict: bool = True,
+        stagger: bool = False,
     ):
         check_integer("n_envs", n_envs, minimum=1)
         check_integer("num_threads", num_threads, minimum=0)
@@ -77,6 +79,7 @@ class EnvPoolVecEnv(VecEnv):
 
         self._pool: Any = None
         self._is_stepping = False
+        self._first_ends = self._staggered_ends() if stagger else np.zeros(n_envs, dtype=np.int64)
         # EnvPool's own default seed is always the same
         self.seed()
 
@@ -100,6 +103,7 @@ class EnvPoolVecEnv(VecEnv):
         self.reset_infos = [_env_info(info, i) for i in range(self.num_envs)]
         self._episode_returns[:] = 0.0
         self._episode_lengths[:] = 0
+        self._n_steps = 0
         return self._convert_obs(obs)
 
     def step_async(self, actions: np.ndarray) -> None:
@@ -111,10 +115,13 @@ class EnvPoolVecEnv(VecEnv):
         obs, rewards, terminated, truncated, info = self._pool.recv()
         self._is_stepping = False
         obs = self._convert_obs(obs)
-        dones = terminated | truncated
         # Atari's has the reward before clipping
         self._episode_returns += info.get("reward", rewards)
         self._episode_lengths += 1
+        self._n_steps += 1
+        cut = self._cut_short() & ~(terminated | truncated)
+        truncated = truncated | cut
+        dones = terminated | truncated
         infos: list[dict[str, Any]] = [{"TimeLimit.truncated": False} for _ in range(self.num_envs)]
         if dones.any():
             ended = np.flatnonzero(dones)
@@ -123,7 +130,7 @@ class EnvPoolVecEnv(VecEnv):
                     **_env_info(info, i),
                     "TimeLimit.truncated": bool(truncated[i]),
                     "terminal_observation": _copy_of(obs, i),
-                    "episode": self._end_episode(i),
+                    **self._end_episode(i, whole=not cut[i]),
                 }
             self._reset_envs(ended, obs)
         return obs, rewards, dones, infos
@@ -145,10 +152,27 @@ class EnvPoolVecEnv(VecEnv):
         for k, i in enumerate(indices):
             self.reset_infos[i] = _env_info(info, k)
 
-    def _end_episode(self, index: int) -> dict[str, float]:
+    def _staggered_ends(self) -> np.ndarray:
+        """
+        :return: After how many steps to cut the first episode of each environment short, of shape (n_envs,)
+        :raises ValueError: When episodes have no time limit
+        """
+        max_episode_steps = self._spec.config.max_episode_steps
+        if max_episode_steps <= 0:
+            raise ValueError(f"`stagger` is True: {self.env_id} must have a time limit, pass `max_episode_steps`")
+        return np.ceil(np.linspace(0, max_episode_steps, self.num_envs + 1)[1:]).astype(np.int64)
+
+    def _cut_short(self) -> np.ndarray:
+        """
+        :return: The environments whose first episode is to end here, of shape (n_envs,)
+        """
+        return (self._n_steps == self._first_ends) & (self._episode_lengths == self._n_steps)
+
+    def _end_episode(self, index: int, whole: bool) -> dict[str, dict[str, float]]:
         """
         :param index: An environment whose episode has ended
-        :return: Return, length and time of the episode, rounded as by ``Monitor``
+        :param whole: Whether it counts: what was cut short would tell nothing of the policy
+        :return: Return, length and time of the episode, rounded and named as by ``Monitor``
         """
         episode: dict[str, float] = {
             "r": round(float(self._episode_returns[index]), 6),
@@ -157,9 +181,11 @@ class EnvPoolVecEnv(VecEnv):
         }
         self._episode_returns[index] = 0.0
         self._episode_lengths[index] = 0
+        if not whole:
+            return {}
         if self._results_writer is not None:
             self._results_writer.write_row(episode)
-        return episode
+        return {"episode": episode}
 
     def close(self) -> None:
         if self._pool is not None:
@@ -202,6 +228,7 @@ def make_envpool_vec_env(
     env_kwargs: dict[str, Any] | None = None,
     num_threads: int = 0,
     flatten_dict: bool = True,
+    stagger: bool = False,
 ) -> EnvPoolVecEnv:
     """
     Create a monitored ``VecEnv`` of EnvPool's environments, as SB3's ``make_vec_env`` does of Gymnasium's.
@@ -216,9 +243,13 @@ def make_envpool_vec_env(
         that torchrun has started each has its share of the cores)
     :param flatten_dict: Whether to make one vector of a dictionary observation, its entries in EnvPool's order.
         If False, it is for ``MultiInputPolicy``.
+    :param stagger: Whether to cut the first episode of each environment short, as a time limit does, so that from then on the
+        environments are spread evenly over their episodes. Else those that all last to the time limit stay in step, and a
+        rollout shorter than an episode shows one phase of it only. For training: episodes that were cut short are in no
+        statistics
     :return: The environments
     """
-    vec_env = EnvPoolVecEnv(env_id, n_envs, monitor_dir, env_kwargs, num_threads, flatten_dict)
+    vec_env = EnvPoolVecEnv(env_id, n_envs, monitor_dir, env_kwargs, num_threads, flatten_dict, stagger)
     # Prepare the seeds for the first reset
     vec_env.seed(seed)
     return vec_env

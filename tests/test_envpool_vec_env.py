@@ -225,6 +225,34 @@ def test_atari_statistics_are_of_the_reward_before_clipping():
     assert clipped > 0 and infos[0]["episode"]["r"] >= 5 * clipped
 
 
+def test_staggered_environments_are_spread_over_their_episodes():
+    vec_env = make_envpool_vec_env("CheetahRun-v1", n_envs=4, seed=0, env_kwargs=dict(max_episode_steps=10), stagger=True)
+    for _ in range(2):  # A reset starts anew
+        vec_env.reset()
+        ends = {}
+        for step, actions in enumerate(random_actions(vec_env, n_steps=25), start=1):
+            obs, _, dones, infos = vec_env.step(actions)
+            for i in np.flatnonzero(dones):
+                ends.setdefault(int(i), []).append((step, infos[i].get("episode", {}).get("l")))
+                # As at a time limit, so that the value of the last observation counts
+                assert infos[i]["TimeLimit.truncated"] and not np.array_equal(infos[i]["terminal_observation"], obs[i])
+        # What was cut short is in no statistics
+        assert ends == {
+            0: [(3, None), (13, 10), (23, 10)],
+            1: [(5, None), (15, 10), (25, 10)],
+            2: [(8, None), (18, 10)],
+            3: [(10, 10), (20, 10)],
+        }
+
+
+def test_only_first_episodes_are_cut_short():
+    vec_env = make_envpool_vec_env("CartPole-v1", n_envs=4, seed=0, stagger=True)
+    vec_env.reset()
+    infos = [info for actions in random_actions(vec_env, n_steps=600) for info in vec_env.step(actions)[3]]
+    # Random actions end every episode long before
+    assert sum("episode" in info for info in infos) > 50 and not any(info["TimeLimit.truncated"] for info in infos)
+
+
 def test_monitor_file_has_every_episode(tmp_path):
     vec_env = make_envpool_vec_env("CartPole-v1", n_envs=3, seed=0, monitor_dir=str(tmp_path / "run"))
     vec_env.reset()
@@ -339,6 +367,7 @@ def test_options_are_refused():
         (dict(env_kwargs=dict(render_mode="human")), ValueError, "`render_mode` is 'human': it must be None"),
         (dict(env_kwargs=dict(gravity=1)), TypeError, "gravity"),
         (dict(env_kwargs=dict(num_envs=1)), TypeError, "num_envs"),
+        (dict(env_kwargs=dict(max_episode_steps=-1), stagger=True), ValueError, "`stagger` is True: .* a time limit"),
         (dict(env_id="IntersectionMultiAgent-v0"), ValueError, "one player"),
         (dict(env_id="FrankaKitchen-v1"), ValueError, "dictionaries in dictionaries"),
         (dict(env_id="Sokoban-v0"), ValueError, "`flatten_dict` is True: it must be False for Sokoban-v0"),

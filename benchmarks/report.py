@@ -44,7 +44,7 @@ def write_report(records: list[Record]) -> None:
         figures.draw_aggregates(comparison)
         figures.draw_profiles(comparison)
         figures.draw_tasks(comparison)
-    parts = [both_regimes(comparisons), *(one_regime(comparison) for comparison in comparisons)]
+    parts = [both_regimes(comparisons), *staggering(comparisons), *(one_regime(comparison) for comparison in comparisons)]
     fresh = compare([record for record in records if record["seed"] not in SEEDS_OF_THE_RULE], "small")
     if fresh is not None:
         parts += ["### Only seeds that the rule for λ was not found with", aggregate_tables(fresh)]
@@ -121,7 +121,8 @@ def both_regimes(comparisons: list[Comparison]) -> str:
             for clock in ("wall_seconds", "cpu_seconds"):
                 yield f"{np.median([record[clock] for record in records]) / 60:.1f}" if records else "–"
 
-    columns = [f"{c.regime}: {what}" for c in comparisons for what in ("mean return", "minutes", "CPU minutes")]
+    whats = ("mean return", "minutes", "CPU minutes")
+    columns = [f"{c.regime.replace('_', ' ')}: {what}" for c in comparisons for what in whats]
     return "\n\n".join(
         [
             "## The regimes side by side",
@@ -132,6 +133,39 @@ def both_regimes(comparisons: list[Comparison]) -> str:
             "sb3-contrib's own code.",
         ]
     )
+
+
+def staggering(comparisons: list[Comparison]) -> Iterable[str]:
+    """
+    :param comparisons: The regimes
+    :return: For each that there is with staggered environments too: the same tasks and seeds without and with that
+    """
+    by_regime = {c.regime: c for c in comparisons}
+    scores = {"training": SCORES["training policy"], "deterministic": SCORES["deterministic policy"], "mean of all": area}
+    for regime, staggered in by_regime.items():
+        in_step = by_regime.get(regime.removesuffix("_staggered"))
+        if in_step is None or in_step is staggered:
+            continue
+        rows = []
+        for algorithm in staggered.seeds:
+            pairs = [(in_step.records[run], record) for run, record in staggered.records.items() if run in in_step.records]
+            pairs = [pair for pair in pairs if pair[0]["algorithm"] == algorithm]
+            n_seeds = len({record["seed"] for record, _ in pairs})
+            means = [f"{np.mean([score(p[k]) for p in pairs]):.0f}" for k in (0, 1) for score in scores.values()]
+            rows += [(f"{algorithm}, {n_seeds} seeds", means)] if pairs else []
+        if rows:
+            columns = [f"{how}: {score}" for how in ("in step", "staggered") for score in scores]
+            yield f"### What staggering does: {figures.LABELS[in_step.regime]}"
+            yield table("mean return", columns, rows)
+
+
+def area(record: Record) -> float:
+    """
+    :param record: A record
+    :return: Mean of the training policy's returns over all of the training
+    """
+    steps, returns = np.array(record["curve"]).T
+    return float(np.interp(np.linspace(steps[0], steps[-1], 100), steps, returns).mean())
 
 
 def device_of(record: Record) -> str:

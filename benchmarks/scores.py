@@ -15,9 +15,23 @@ from scipy.stats import trim_mean
 MAX_RETURN = 1000.0
 REPETITIONS = 1000
 
-#: The two scores of a run. Episodes end all at once: the last point of the curve is the last episode of every environment
+#: So have they steps
+EPISODE_STEPS = 1000
+
+
+def last_episodes(record: Record) -> float:
+    """
+    :param record: A record
+    :return: Mean return of the last episode of every environment in training. Where they are in step these end at once, and
+        are the last point of the curve, staggered ones are its points since all have taken as many steps
+    """
+    steps, returns = np.array(record["curve"]).T
+    return returns[steps > steps[-1] - record["configuration"]["n_envs"] * EPISODE_STEPS].mean()
+
+
+#: The two scores of a run
 SCORES: dict[str, Callable[[Record], float]] = {
-    "training policy": lambda record: record["curve"][-1][1],
+    "training policy": last_episodes,
     "deterministic policy": lambda record: record["deterministic"][-1],
 }
 AGGREGATES = {

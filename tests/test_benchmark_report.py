@@ -127,3 +127,21 @@ def test_minutes_are_the_cpus_and_cards_are_named():
 
 def test_every_algorithm_has_its_color():
     assert report.figures.COLORS.keys() == ALGORITHMS.keys()
+
+
+def test_the_last_episode_of_every_environment_counts():
+    record = record_of("CheetahRun", "R2VPO", 0, 500.0)
+    assert scores.last_episodes(record) == 500.0
+    # 64 environments of 1000 steps: staggered, the last 64,000 steps have one end of each
+    record["curve"] = [(900_000, 100.0), (950_000, 300.0), (975_000, 400.0), (1_000_000, 500.0)]
+    assert scores.last_episodes(record) == pytest.approx(400.0)
+
+
+def test_staggering_is_told_beside_the_same_runs_in_step():
+    staggered = [record_of(task, "R2VPO", 0, 700.0, regime="small_staggered") for task in TASKS]
+    comparisons = [scores.compare([*RECORDS, *staggered], regime) for regime in ("small_staggered", "small")]
+    heading, text = report.staggering(comparisons)
+    assert heading == "### What staggering does: small updates (64 × 64)"
+    # Returns rise from a fifth of the end: the mean of all is at three fifths
+    assert "| R2VPO, 1 seeds | 600 | 600 | 360 | 700 | 700 | 420 |" in text and "PPO" not in text
+    assert not list(report.staggering(comparisons[1:]))

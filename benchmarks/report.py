@@ -26,7 +26,7 @@ from scores import (
 REPORT = Path(__file__).parent.parent / "docs" / "learning.md"
 #: A task on which PPO ends below has not been learned by it: there is nothing to be reached
 LEARNED = 20.0
-#: From few huge updates to many small ones
+#: Staggered environments first, then from few huge updates to many small ones
 ORDER = ("large_staggered", "small_staggered", "large", "middle", "small")
 #: With which the rule for λ was found, in the small regime
 SEEDS_OF_THE_RULE = (0, 1)

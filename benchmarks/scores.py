@@ -15,7 +15,7 @@ from scipy.stats import trim_mean
 MAX_RETURN = 1000.0
 REPETITIONS = 1000
 
-#: So have they steps
+#: Length of every episode there
 EPISODE_STEPS = 1000
 
 

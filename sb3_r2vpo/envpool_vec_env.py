@@ -119,9 +119,9 @@ class EnvPoolVecEnv(VecEnv):
         self._episode_returns += info.get("reward", rewards)
         self._episode_lengths += 1
         self._n_steps += 1
-        cut = self._cut_short() & ~(terminated | truncated)
-        truncated = truncated | cut
         dones = terminated | truncated
+        cut = self._cut_short() & ~dones
+        truncated, dones = truncated | cut, dones | cut
         infos: list[dict[str, Any]] = [{"TimeLimit.truncated": False} for _ in range(self.num_envs)]
         if dones.any():
             ended = np.flatnonzero(dones)

@@ -19,6 +19,7 @@ from scores import (
     deepest_falls,
     improvement,
     iqm_curves,
+    mean_of_training,
     share_of_steps,
     spreads,
 )
@@ -141,7 +142,7 @@ def staggering(comparisons: list[Comparison]) -> Iterable[str]:
     :return: For each that there is with staggered environments too: the same tasks and seeds without and with that
     """
     by_regime = {c.regime: c for c in comparisons}
-    scores = {"training": SCORES["training policy"], "deterministic": SCORES["deterministic policy"], "mean of all": area}
+    scores = {**SCORES, "mean over training": mean_of_training}
     for regime, staggered in by_regime.items():
         in_step = by_regime.get(regime.removesuffix("_staggered"))
         if in_step is None or in_step is staggered:
@@ -157,15 +158,6 @@ def staggering(comparisons: list[Comparison]) -> Iterable[str]:
             columns = [f"{how}: {score}" for how in ("in step", "staggered") for score in scores]
             yield f"### What staggering does: {figures.LABELS[in_step.regime]}"
             yield table("mean return", columns, rows)
-
-
-def area(record: Record) -> float:
-    """
-    :param record: A record
-    :return: Mean of the training policy's returns over all of the training
-    """
-    steps, returns = np.array(record["curve"]).T
-    return float(np.interp(np.linspace(steps[0], steps[-1], 100), steps, returns).mean())
 
 
 def device_of(record: Record) -> str:

@@ -19,14 +19,32 @@ REPETITIONS = 1000
 EPISODE_STEPS = 1000
 
 
+def training_curve(record: Record) -> tuple[np.ndarray, np.ndarray]:
+    """
+    :param record: A record
+    :return: Timesteps, and at each the mean return of the last episode of every environment in training. Where they are in
+        step these end at once, and are one point of the recorded curve; of staggered ones it has some in every bin
+    """
+    steps, returns = np.array(record["curve"], dtype=float).T
+    age = steps[:, None] - steps
+    is_last = (age >= 0) & (age < record["configuration"]["n_envs"] * EPISODE_STEPS)
+    return steps, is_last @ returns / is_last.sum(axis=1)
+
+
 def last_episodes(record: Record) -> float:
     """
     :param record: A record
-    :return: Mean return of the last episode of every environment in training. Where they are in step these end at once, and
-        are the last point of the curve, staggered ones are its points since all have taken as many steps
+    :return: Where its ``training_curve`` ends
     """
-    steps, returns = np.array(record["curve"]).T
-    return returns[steps > steps[-1] - record["configuration"]["n_envs"] * EPISODE_STEPS].mean()
+    return float(training_curve(record)[1][-1])
+
+
+def mean_of_training(record: Record) -> float:
+    """
+    :param record: A record
+    :return: Mean of its ``training_curve``, whose points are equally far apart
+    """
+    return float(training_curve(record)[1].mean())
 
 
 #: The two scores of a run
@@ -90,7 +108,7 @@ class Comparison:
         :param algorithm: One of the algorithms
         :return: Return of the training policy at ``steps``, of shape (n_seeds, n_tasks, n_points)
         """
-        return self.values(algorithm, lambda record: np.interp(self.steps, *np.array(record["curve"]).T))
+        return self.values(algorithm, lambda record: np.interp(self.steps, *training_curve(record)))
 
     @property
     def steps(self) -> np.ndarray:

@@ -79,7 +79,7 @@ class EnvPoolVecEnv(VecEnv):
 
         self._pool: Any = None
         self._is_stepping = False
-        self._first_ends = self._staggered_ends() if stagger else np.zeros(n_envs, dtype=np.int64)
+        self._first_limits = self._staggered_limits() if stagger else np.zeros(n_envs, dtype=np.int64)
         # EnvPool's own default seed is always the same
         self.seed()
 
@@ -103,7 +103,7 @@ class EnvPoolVecEnv(VecEnv):
         self.reset_infos = [_env_info(info, i) for i in range(self.num_envs)]
         self._episode_returns[:] = 0.0
         self._episode_lengths[:] = 0
-        self._n_steps = 0
+        self._limits = self._first_limits.copy()
         return self._convert_obs(obs)
 
     def step_async(self, actions: np.ndarray) -> None:
@@ -118,9 +118,8 @@ class EnvPoolVecEnv(VecEnv):
         # Atari's has the reward before clipping
         self._episode_returns += info.get("reward", rewards)
         self._episode_lengths += 1
-        self._n_steps += 1
         dones = terminated | truncated
-        cut = self._cut_short() & ~dones
+        cut = (self._episode_lengths == self._limits) & ~dones
         truncated, dones = truncated | cut, dones | cut
         infos: list[dict[str, Any]] = [{"TimeLimit.truncated": False} for _ in range(self.num_envs)]
         if dones.any():
@@ -152,21 +151,15 @@ class EnvPoolVecEnv(VecEnv):
         for k, i in enumerate(indices):
             self.reset_infos[i] = _env_info(info, k)
 
-    def _staggered_ends(self) -> np.ndarray:
+    def _staggered_limits(self) -> np.ndarray:
         """
-        :return: After how many steps to cut the first episode of each environment short, of shape (n_envs,)
+        :return: The length at which the first episode of each environment is cut short, of shape (n_envs,)
         :raises ValueError: When episodes have no time limit
         """
         max_episode_steps = self._spec.config.max_episode_steps
-        if max_episode_steps <= 0:
+        if max_episode_steps < 1:
             raise ValueError(f"`stagger` is True: {self.env_id} must have a time limit, pass `max_episode_steps`")
         return np.ceil(np.linspace(0, max_episode_steps, self.num_envs + 1)[1:]).astype(np.int64)
-
-    def _cut_short(self) -> np.ndarray:
-        """
-        :return: The environments whose first episode is to end here, of shape (n_envs,)
-        """
-        return (self._n_steps == self._first_ends) & (self._episode_lengths == self._n_steps)
 
     def _end_episode(self, index: int, whole: bool) -> dict[str, dict[str, float]]:
         """
@@ -181,6 +174,8 @@ class EnvPoolVecEnv(VecEnv):
         }
         self._episode_returns[index] = 0.0
         self._episode_lengths[index] = 0
+        # Only the first episode has one
+        self._limits[index] = 0
         if not whole:
             return {}
         if self._results_writer is not None:

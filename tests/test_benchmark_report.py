@@ -135,6 +135,15 @@ def test_the_last_episode_of_every_environment_counts():
     # 64 environments of 1000 steps: staggered, the last 64,000 steps have one end of each
     record["curve"] = [(900_000, 100.0), (950_000, 300.0), (975_000, 400.0), (1_000_000, 500.0)]
     assert scores.last_episodes(record) == pytest.approx(400.0)
+    steps, returns = scores.training_curve(record)
+    np.testing.assert_array_equal(steps, [900_000, 950_000, 975_000, 1_000_000])
+    np.testing.assert_allclose(returns, [100.0, 200.0, 350.0, 400.0])
+    assert scores.mean_of_training(record) == pytest.approx(262.5)
+
+
+def test_the_curve_of_environments_in_step_is_the_recorded_one():
+    record = record_of("CheetahRun", "R2VPO", 0, 500.0)
+    np.testing.assert_array_equal(np.transpose(scores.training_curve(record)), record["curve"])
 
 
 def test_staggering_is_told_beside_the_same_runs_in_step():

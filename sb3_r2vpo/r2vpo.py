@@ -1,10 +1,8 @@
 import copy
-import difflib
 import inspect
 import io
 import math
 import pathlib
-import warnings
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import Any, ClassVar, TypeVar
@@ -21,15 +19,8 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_r2vpo.arguments import (
-    as_schedule,
-    check_bounds,
-    check_integer,
-    check_number,
-    check_schedule,
-    is_number,
-    python_number,
-)
+from sb3_r2vpo.arguments import as_schedule, is_number, python_number
+from sb3_r2vpo.checks import MAX_LEARNING_RATE, check_arguments, reject_clip_range, reject_unknown_arguments
 from sb3_r2vpo.dual import (
     WIDENING,
     DualVariable,
@@ -52,14 +43,8 @@ SelfR2VPO = TypeVar("SelfR2VPO", bound="R2VPO")
 
 #: A `target_var` schedule that reaches zero or below is held here
 MIN_TARGET_VAR = 1e-8
-#: Adam moves a weight by about as much in each step. Far above, its product with a gradient overflows
-MAX_LEARNING_RATE = 1000.0
 #: The last step's signal is measured in minibatches of so many samples, or of `batch_size` where that is more
 SIGNAL_BATCH_SIZE = 4096
-#: What λ is the price of: `objective.two_sided_variance` or the paper's `objective.ratio_variance`
-RATIO_PENALTIES = ("two_sided", "variance")
-#: Which algorithm is for policies that need these inputs to evaluate actions
-ALGORITHM_BY_INPUT = {"action_masks": "MaskableR2VPO", "lstm_states": "RecurrentR2VPO"}
 #: With `compile="auto"`: how many gradient steps earn back the time that compiling takes, by device. Measured
 #: (benchmarks/speed.py) with the default policy and batch size: 21 s to compile, 0.9 ms saved per step, so 23,000 steps, more
 #: with larger batches; on an H100 12 s and 4 ms, so 3,000 steps.
@@ -334,49 +319,7 @@ class R2VPO(OnPolicyAlgorithm):
             super()._maybe_recommend_cpu(mlp_class_name)
 
     def _check_arguments(self) -> None:
-        """
-        :raises ValueError: When an argument is out of its range, naming it, its value and what is allowed
-        """
-        self._check_policy()
-        positive, not_negative = (lambda x: x > 0), (lambda x: x >= 0)
-        check_schedule(
-            "learning_rate",
-            self.learning_rate,
-            f"a number from 0 to {MAX_LEARNING_RATE:g}",
-            lambda x: 0 <= x <= MAX_LEARNING_RATE,
-        )
-        check_integer("n_steps", self.n_steps, minimum=1)
-        check_integer("batch_size", self.batch_size, minimum=1)
-        self._workers.check_batch_size(self.batch_size)
-        check_integer("n_epochs", self.n_epochs, minimum=1)
-        check_number("gamma", self.gamma, "a number from 0 to 1", lambda x: 0 <= x <= 1)
-        check_number("gae_lambda", self.gae_lambda, "a number from 0 to 1", lambda x: 0 <= x <= 1)
-        check_bounds("var_coef_bounds", self.var_coef_bounds)
-        if isinstance(self.var_coef, str):
-            parse_auto(self.var_coef, self.var_coef_bounds)
-        else:
-            check_schedule("var_coef", self.var_coef, "a number >= 0, 'auto' or 'auto_<initial value>'", not_negative)
-        if self.target_var != "auto":
-            check_schedule("target_var", self.target_var, "a number > 0 or 'auto'", positive)
-        if self.ratio_penalty not in RATIO_PENALTIES:
-            raise ValueError(
-                f"`ratio_penalty` is {self.ratio_penalty!r}: allowed are {' and '.join(map(repr, RATIO_PENALTIES))}"
-            )
-        if self.max_target_var is not None:
-            check_number("max_target_var", self.max_target_var, "None (three times `target_var`) or a number > 0", positive)
-        check_number("dual_lr", self.dual_lr, "a number > 0", positive)
-        if self.clip_range_vf is not None:
-            check_schedule("clip_range_vf", self.clip_range_vf, "None (no clipping) or a number > 0", positive)
-        check_number("ent_coef", self.ent_coef, "a finite number")
-        check_number("vf_coef", self.vf_coef, "a number >= 0", not_negative)
-        check_number("max_grad_norm", self.max_grad_norm, "a number > 0", positive)
-        if self.target_kl is not None:
-            check_number("target_kl", self.target_kl, "None (no early stopping) or a number > 0", positive)
-        if not isinstance(self.compile, bool) and self.compile != "auto":
-            raise ValueError(f"`compile` is {self.compile!r}: allowed are True, False and 'auto'")
-        if self.normalize_advantage:
-            self._check_normalizable()
-        self._warn_of_truncated_minibatch()
+        check_arguments(self)
 
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
         if policy_name not in self.policy_aliases:
@@ -385,28 +328,6 @@ class R2VPO(OnPolicyAlgorithm):
                 "LSTM policies need RecurrentR2VPO, action masks MaskableR2VPO"
             )
         return self.policy_aliases[policy_name]
-
-    def _check_policy(self) -> None:
-        inputs = inspect.signature(self.policy_class.evaluate_actions).parameters  # type: ignore[attr-defined]
-        needed = next((name for name in ALGORITHM_BY_INPUT if name in inputs), None)
-        if needed != self.policy_input:
-            algorithm = "R2VPO" if needed is None else ALGORITHM_BY_INPUT[needed]
-            raise ValueError(
-                f"`policy` is {self.policy_class.__name__}, which is for {algorithm} and not for {type(self).__name__}: "
-                "change one of them"
-            )
-
-    def _check_normalizable(self) -> None:
-        if self.batch_size == 1:
-            raise ValueError(
-                "`batch_size` is 1: it must be greater than 1 to normalize the advantages, "
-                "or pass `normalize_advantage=False`"
-            )
-        if self.n_steps * self.n_envs == 1:
-            raise ValueError(
-                f"`n_steps * n_envs` is 1 (n_steps={self.n_steps} and n_envs={self.n_envs}): it must be greater than 1 "
-                "to normalize the advantages, or pass `normalize_advantage=False`"
-            )
 
     @property
     def rank(self) -> int:
@@ -421,19 +342,6 @@ class R2VPO(OnPolicyAlgorithm):
         :return: Number of timesteps in a rollout, of all processes
         """
         return self.n_steps * self.n_envs * self._workers.world_size
-
-    def _warn_of_truncated_minibatch(self) -> None:
-        buffer_size = self._rollout_size
-        if buffer_size % self.batch_size > 0:
-            processes = f" * {self._workers.world_size} processes" if self._workers.world_size > 1 else ""
-            warnings.warn(
-                f"You have specified a mini-batch size of {self.batch_size},"
-                f" but because the `RolloutBuffer` is of size `n_steps * n_envs{processes} = {buffer_size}`,"
-                f" after every {buffer_size // self.batch_size} untruncated mini-batches,"
-                f" there will be a truncated mini-batch of size {buffer_size % self.batch_size}\n"
-                f"We recommend using a `batch_size` that is a factor of `n_steps * n_envs`.\n"
-                f"Info: (n_steps={self.n_steps} and n_envs={self.n_envs})"
-            )
 
     def collect_rollouts(
         self,
@@ -799,7 +707,7 @@ class R2VPO(OnPolicyAlgorithm):
         """
         check_model_file(path)
         reject_clip_range(kwargs.pop("clip_range", None))
-        _reject_unknown_arguments(cls, kwargs)
+        reject_unknown_arguments(cls, kwargs)
         model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
         if "var_coef" in {**(custom_objects or {}), **kwargs}:
             model._setup_dual()
@@ -819,28 +727,3 @@ BUILT_WITH = {
     "stats_window_size",
     "use_sde",
 }
-
-
-def reject_clip_range(clip_range: Any) -> None:
-    """
-    :param clip_range: What was passed for PPO's argument
-    :raises TypeError: When that is anything
-    """
-    if clip_range is not None:
-        raise TypeError(
-            f"`clip_range` is {clip_range!r}, but R2VPO has no clipping: remove it. The size of an update is set by "
-            "`target_var` (bound on the ratio variance, about twice the KL divergence) "
-            "and `var_coef` (weight of the ratio variance)"
-        )
-
-
-def _reject_unknown_arguments(cls: type, kwargs: dict[str, Any]) -> None:
-    """SB3 would write a misspelt argument of ``load`` into the model and go on."""
-    arguments = {name for base in cls.__mro__ for name in inspect.signature(base.__init__).parameters}  # type: ignore[misc]
-    # As in SB3 attributes can be loaded with other values too, such as `num_timesteps`; `n_envs` comes with an environment
-    blank = cls(next(iter(cls.policy_aliases)), None, device="cpu", _init_setup_model=False)  # type: ignore[attr-defined]
-    known = arguments | vars(blank).keys() | {"n_envs"}
-    for name in kwargs.keys() - known:
-        similar = difflib.get_close_matches(name, known, n=1)
-        suggestion = f", did you mean `{similar[0]}`?" if similar else ""
-        raise TypeError(f"`{name}` is not an argument of {cls.__name__}{suggestion}")

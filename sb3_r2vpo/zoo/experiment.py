@@ -13,7 +13,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_r2vpo.r2vpo import reject_clip_range
+from sb3_r2vpo.checks import reject_clip_range
 from sb3_r2vpo.zoo import ALGOS, hyperparameter_file
 from sb3_r2vpo.zoo.hyperparameters import check_names, check_values, named_schedules
 from sb3_r2vpo.zoo.lasting import LastingExperimentManager

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
@@ -53,6 +53,8 @@ def train(training: Training) -> Record:
     return {
         **training._asdict(),
         "hyperparameters": as_json(hyperparameters),
+        # As all of RL Zoo's training on EnvPool, which it was not before
+        "stagger": True,
         "date": datetime.date.today().isoformat(),
         "wall_seconds": rounded(wall_seconds),
         "timesteps": timesteps.tolist(),
@@ -63,11 +65,18 @@ def train(training: Training) -> Record:
 
 def load() -> list[Record]:
     """
-    :return: The records, by seed, of the hyperparameters that were run last
+    :return: The records, by seed, of the settings that were run last
     """
     records = read(RESULTS)
-    current = [record for record in records if record["hyperparameters"] == records[-1]["hyperparameters"]]
-    return sorted(current, key=lambda record: record["seed"])
+    return sorted((r for r in records if settings(r) == settings(records[-1])), key=lambda record: record["seed"])
+
+
+def settings(record: Record) -> tuple[Any, bool]:
+    """
+    :param record: A record
+    :return: What it was trained with
+    """
+    return record["hyperparameters"], record.get("stagger", False)
 
 
 def returns_table(records: list[Record]) -> str:

@@ -74,10 +74,11 @@ def test_make_train_counts_seeds_above_the_mark(tmp_path, monkeypatch):
         return dict(seed=seed, hyperparameters=hyperparameters, wall_seconds=240.0, mean_returns=means, last_returns=episodes)
 
     results = tmp_path / "make_train.jsonl"
-    records = [record(2, 7000.0, n_envs=8), record(1, 6000.0), record(0, 5800.0)]
+    staggered = [{**record(seed, last), "stagger": True} for seed, last in [(1, 6000.0), (0, 5800.0)]]
+    records = [record(3, 7000.0, n_envs=8), record(2, 6000.0), *staggered]
     results.write_text("".join(json.dumps(record) + "\n" for record in records))
     monkeypatch.setattr(make_train, "RESULTS", results)
-    # In the order of the seeds, and without those of earlier hyperparameters
+    # In the order of the seeds, and without those of earlier settings
     loaded = make_train.load()
     assert [record["seed"] for record in loaded] == [0, 1]
     table = make_train.returns_table(loaded)

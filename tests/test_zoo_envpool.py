@@ -5,6 +5,7 @@ import sys
 from types import SimpleNamespace
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import yaml
 from stable_baselines3.common.monitor import load_results
@@ -33,7 +34,8 @@ def test_train_then_enjoy(tmp_path):
     assert run.returncode == 0, run.stderr
 
     run_folder = tmp_path / "logs" / "r2vpo" / "CheetahRun-v1_1"
-    assert len(load_results(str(run_folder))) >= 6
+    # In 320 steps of each: 100, 200, 300 of the one, (50), 150, 250 of the other, whose first is in no statistics
+    assert load_results(str(run_folder))["l"].tolist() == [100] * 5
     for name in (
         "CheetahRun-v1.zip",
         "best_model.zip",
@@ -48,7 +50,8 @@ def test_train_then_enjoy(tmp_path):
     resumed = r2vpo("train", *env, "--resume", "-f", "logs", "-n", "800", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert R2VPO.load(run_folder / "CheetahRun-v1.zip").num_timesteps == 896
-    assert load_results(str(run_folder))["l"].sum() in (700, 800)
+    # 128 steps more of each, which begin staggered again
+    assert load_results(str(run_folder))["l"].tolist() == [100] * 6
 
     watched = r2vpo("enjoy", *env, "-f", "logs", "-n", "250", "--reward-log", "rewards", cwd=tmp_path)
     assert watched.returncode == 0, watched.stderr
@@ -114,6 +117,27 @@ def test_training_and_evaluation_environments(tmp_path):
     assert env.get_attr("max_episode_steps", 0) == [1000] and eval_env.get_attr("max_episode_steps", 0) == [7]
     monitor_files = list(tmp_path.rglob("*monitor.csv"))
     assert len(monitor_files) == 1, "the evaluation is no training episode"
+
+
+def test_training_environments_are_staggered(tmp_path):
+    limit = dict(max_episode_steps=6)
+    manager = envpool.EnvPoolExperimentManager(
+        SimpleNamespace(), "r2vpo", "HalfCheetah-v5", str(tmp_path), env_kwargs=limit, eval_env_kwargs=limit
+    )
+    env, eval_env = manager.create_envs(3), manager.create_envs(3, eval_env=True)
+    assert first_ends(env) == [2, 4, 6]
+    assert first_ends(eval_env) == [6, 6, 6]
+
+
+def first_ends(env):
+    env.reset()
+    dones = np.array([env.step(np.zeros((env.num_envs, *env.action_space.shape)))[2] for _ in range(6)])
+    return (dones.argmax(axis=0) + 1).tolist()
+
+
+def test_an_environment_without_time_limit_is_not_staggered():
+    assert not envpool.has_time_limit("HalfCheetah-v5", {"max_episode_steps": -1})
+    assert envpool.has_time_limit("HalfCheetah-v5", None)
 
 
 def test_gymnasium_wrappers_are_refused(tmp_path):

@@ -16,7 +16,7 @@ import yaml
 from rl_zoo3.utils import create_test_env as create_gymnasium_test_env
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_r2vpo.envpool_vec_env import EnvPoolVecEnv, check_env_id
+from sb3_r2vpo.envpool_vec_env import EnvPoolVecEnv, check_env_id, import_envpool
 from sb3_r2vpo.zoo import replace_in_zoo
 from sb3_r2vpo.zoo.arguments import take
 from sb3_r2vpo.zoo.experiment import R2VPOExperimentManager
@@ -70,10 +70,13 @@ class EnvPoolExperimentManager(R2VPOExperimentManager):
         """
         if self.env_wrapper is not None:
             raise ValueError("`env_wrapper` cannot wrap EnvPool's environments: it must be a `vec_env_wrapper`")
+        env_id, env_kwargs = self.env_name.gym_id, self.eval_env_kwargs if eval_env else self.env_kwargs
         self.vec_env_class = pool_of(
-            self.env_name.gym_id,
-            env_kwargs=self.eval_env_kwargs if eval_env else self.env_kwargs,
+            env_id,
+            env_kwargs=env_kwargs,
             monitor_dir=None if eval_env or no_log else self.save_path,
+            # An evaluation is of whole episodes, and so is `enjoy`
+            stagger=not eval_env and has_time_limit(env_id, env_kwargs),
         )
         return super().create_envs(n_envs, eval_env, no_log)
 
@@ -88,17 +91,27 @@ def is_atari(env_id: str) -> bool:
     return registry.specs[env_id][0] == "envpool.atari"
 
 
-def pool_of(env_id: str, env_kwargs: dict[str, Any] | None, monitor_dir: str | None) -> Any:
+def has_time_limit(env_id: str, env_kwargs: dict[str, Any] | None) -> bool:
+    """
+    :param env_id: EnvPool's name of an environment
+    :param env_kwargs: Keyword arguments of the environment
+    :return: Whether an episode ends after a number of steps that EnvPool knows of
+    """
+    return import_envpool().make_spec(env_id, **(env_kwargs or {})).config.max_episode_steps >= 1
+
+
+def pool_of(env_id: str, env_kwargs: dict[str, Any] | None, monitor_dir: str | None, stagger: bool = False) -> Any:
     """
     :param env_id: EnvPool's name of the environment
     :param env_kwargs: Keyword arguments of the environment
     :param monitor_dir: Folder of the monitor file
+    :param stagger: Whether to spread the environments over their episodes
     :return: What SB3's ``make_vec_env`` can take for a ``VecEnv`` class: it is given functions that make Gymnasium's
         environments, their number is what counts here
     """
 
     def make_pool(env_fns: list[Callable[[], gym.Env]]) -> EnvPoolVecEnv:
-        return EnvPoolVecEnv(env_id, len(env_fns), monitor_dir, env_kwargs)
+        return EnvPoolVecEnv(env_id, len(env_fns), monitor_dir, env_kwargs, stagger=stagger)
 
     return make_pool
 

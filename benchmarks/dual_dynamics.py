@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dual_figures import write_report
-from protocol import Run
+from protocol import REGIMES, Run
 from runs import common_changes, load, run_arguments, run_missing
 
 RESULTS = Path(__file__).parent / "results" / "dual_dynamics.jsonl"
@@ -21,7 +21,8 @@ PROBED = RESULTS.with_name("ratios.jsonl")
 #: The learning benchmark's, whose runs of R2VPO are looked at here too
 TRAINED = RESULTS.with_name("learning.jsonl")
 TWO_TASKS = ("CheetahRun", "FingerSpin")
-REGIMES = ("small", "large")
+#: What is run without being asked for another
+DEFAULT_REGIMES = ("small", "large")
 STARTS = ("auto_0.05", "auto_0.2", "auto_1.0", "auto_2.0")
 #: Each algorithm's own knob, over two orders of magnitude where it has them. SPO's best is not on the grid of the others
 KNOBS: dict[str, tuple[str, tuple[float, ...]]] = {
@@ -59,7 +60,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["run", "report"])
     parser.add_argument("--sets", nargs="+", default=list(VARIANTS), choices=VARIANTS)
-    parser.add_argument("--regimes", nargs="+", default=list(REGIMES), choices=REGIMES)
+    parser.add_argument("--regimes", nargs="+", default=list(DEFAULT_REGIMES), choices=REGIMES)
     run_arguments(parser, RESULTS, TWO_TASKS, range(1))
     args = parser.parse_args()
     probed = PROBED if args.results == RESULTS else args.results.with_suffix(".ratios.jsonl")

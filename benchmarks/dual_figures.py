@@ -18,6 +18,8 @@ from scores import SCORES
 REPORT = Path(__file__).parent.parent / "docs" / "dual_dynamics.md"
 #: Rollouts of 256 steps go through an episode of 1000 in four
 LAGS = (1, 2, 4)
+#: The regimes in which a point of the series is one update, and how they are told apart
+UPDATE_BY_UPDATE = {"large": "in step", "large_staggered": "staggered"}
 Knobs = dict[str, tuple[str, tuple[float, ...]]]
 #: What a start of λ is followed in: series of the record, its label, and whether its axis is logarithmic
 FOLLOWED = (
@@ -37,7 +39,7 @@ def write_report(records: list[Record], probed: list[Record], knobs: Knobs, trai
     :param knobs: Each algorithm's own knob, and its values
     :param trained: Results of the learning benchmark
     """
-    large = [r for r in trained if (r["algorithm"], r["regime"]) == ("R2VPO", "large") and not r["changes"]]
+    large = [r for r in trained if r["algorithm"] == "R2VPO" and r["regime"] in UPDATE_BY_UPDATE and not r["changes"]]
     started = [r for r in records if list(r["changes"]) == ["var_coef"] and isinstance(r["changes"]["var_coef"], str)]
     turned = [r for r in records if r not in started and len(r["changes"]) == 1]
     probed = [record for record in probed if not record["changes"]]
@@ -62,7 +64,7 @@ def places(records: list[Record]) -> list[tuple[str, str]]:
     :param records: Results
     :return: The regimes and tasks that they have
     """
-    return list(dict.fromkeys((record["regime"], record["task"]) for record in records))
+    return sorted({(record["regime"], record["task"]) for record in records})
 
 
 def at(records: list[Record], place: tuple[str, str]) -> list[Record]:
@@ -178,14 +180,14 @@ def held_table(records: list[Record]) -> str:
     :return: How well the bound is held from update to update
     """
     rows = []
-    for task in sorted({record["task"] for record in records}):
-        runs = [record for record in records if record["task"] == task]
+    for regime, task in sorted(places(records), key=lambda place: (place[1], place[0])):
+        runs = at(records, (regime, task))
         shares = [series(r, "ratio_variance_last_epoch") / bound_of(r, len(r["var_coef"])) for r in runs]
         settled = [share[len(share) // 8 :] for share in shares]
         means = [np.mean([measure(share) for share in settled]) for measure in (np.mean, above, np.max)]
         later = [np.mean([correlation_with_later(np.log(share), lag) for share in settled]) for lag in LAGS]
         cells = [f"{means[0]:.2f}", percent(means[1]), f"{means[2]:.1f}", *(f"{value:+.2f}" for value in later)]
-        rows.append((f"{task} ({len(runs)} seeds)", cells))
+        rows.append((f"{task}, {UPDATE_BY_UPDATE[regime]} ({len(runs)} seeds)", cells))
     lags = [f"with that {lag} later" if lag > 1 else "correlation of log V/δ with the next" for lag in LAGS]
     return table("V/δ in the last epoch of an update", ["mean", "above 1.5", "largest", *lags], rows)
 
@@ -230,7 +232,7 @@ def draw_knobs(records: list[Record], knobs: Knobs) -> None:
     figure = Figure(figsize=(2.6 * len(present), 0.6 + 2.2 * len(places(records))), layout="constrained")
     axes = figure.subplots(len(places(records)), len(present), sharey="row", sharex="col", squeeze=False)
     for row, place in zip(axes, places(records), strict=True):
-        row[0].set_ylabel(f"{place[1]}\n{place[0]}")
+        row[0].set_ylabel(f"{place[1]}\n{place[0].replace('_', ' ')}")
         for ax, algorithm in zip(row, present, strict=True):
             for score, line in zip(SCORES, ("-", ":"), strict=True):
                 means = mean_by_value(at(records, place), algorithm, knobs[algorithm][0], score)
@@ -250,19 +252,18 @@ def knob_table(records: list[Record], knobs: Knobs) -> str:
     """
     :param records: Results of knobs
     :param knobs: Each algorithm's own knob, and its values
-    :return: Return of the training policy at each value, and the mean over regimes and tasks by which a knob is chosen
+    :return: Return of the training policy at each value
     """
     rows = []
     for algorithm, (knob, values) in knobs.items():
         by_place = {place: mean_by_value(at(records, place), algorithm, knob, "training policy") for place in places(records)}
         for value in values:
             returns = [by_place[place].get(value) for place in by_place]
-            known = [r for r in returns if r is not None]
-            if known:
-                mean = f"{np.mean(known):.0f}" if len(known) == len(returns) else "–"
+            if any(r is not None for r in returns):
                 cells = ["–" if r is None else f"{r:.0f}" for r in returns]
-                rows.append((f"{algorithm.removesuffix(' 0.2')}, {knob} {value:g}", [*cells, mean]))
-    return table("return of the training policy", [*(f"{task} {regime}" for regime, task in places(records)), "mean"], rows)
+                rows.append((f"{algorithm.removesuffix(' 0.2')}, {knob} {value:g}", cells))
+    columns = [f"{task}, {regime.replace('_', ' ')}" for regime, task in places(records)]
+    return table("return of the training policy", columns, rows)
 
 
 def draw_ratios(records: list[Record]) -> None:

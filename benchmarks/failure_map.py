@@ -2,7 +2,7 @@
 Why R2VPO is behind where it is: the tasks in question with one thing changed, beside R2VPO and PPO as in the benchmark.
 
     python benchmarks/failure_map.py run       # appends each finished run to benchmarks/results/failure_map.jsonl, resumable
-    python benchmarks/failure_map.py report    # its table in docs/learning.md
+    python benchmarks/failure_map.py report    # its table in docs/learning_in_step.md
 """
 
 import argparse
@@ -13,7 +13,7 @@ import learning
 import numpy as np
 from protocol import Run
 from readme import replace_in
-from report import REPORT, table
+from report import DOCS, table
 from runs import Record, common_changes, load, run_arguments, run_missing
 from scores import SCORES
 
@@ -76,4 +76,4 @@ if __name__ == "__main__":
     if args.command == "run":
         run_missing(all_runs(args), args.results, args.n_jobs)
     else:
-        replace_in(REPORT, "failures", remedies_table(load(learning.RESULTS), load(args.results)))
+        replace_in(DOCS / "learning_in_step.md", "failures", remedies_table(load(learning.RESULTS), load(args.results)))

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from protocol import REGIMES
+from protocol import IN_STEP, REGIMES
 from scores import AGGREGATES, MAX_RETURN, SCORES, Comparison, aggregates, iqm_curves, profiles
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
@@ -16,13 +16,18 @@ COLORS = {
     "PPO 0.3": "#999999",
     "TRPO": "#E69F00",
     "SPO 0.2": "#009E73",
+    "SPO 0.4": "#33B18C",
     "SPO 0.8": "#66C2A5",
     "R2VPO fixed": "#0072B2",
     "R2VPO": "#D55E00",
 }
-LINES = {"PPO 0.1": ":", "PPO 0.3": "--", "SPO 0.8": "--", "R2VPO fixed": "--"}
-LABELS = {"small": "small updates (64 × 64)", "middle": "between (256 × 64)", "large": "large updates (256 × 256)"}
-LABELS |= {f"{regime}_staggered": f"{LABELS[regime]}, staggered" for regime in ("small", "large")}
+LINES = {"PPO 0.1": ":", "PPO 0.3": "--", "SPO 0.4": "-.", "SPO 0.8": "--", "R2VPO fixed": "--"}
+LABELS = {
+    "large_staggered": "large updates (256 × 256)",
+    "middle_staggered": "between (256 × 64)",
+    "small_staggered": "small updates (64 × 64)",
+}
+LABELS |= {regime: f"{LABELS[f'{regime}_staggered']}, in step" for regime in IN_STEP}
 
 
 def legend(figure: Figure, axes: list[Axes]) -> None:
@@ -45,9 +50,10 @@ def save(figure: Figure, name: str) -> None:
     figure.savefig(IMAGES / f"{name}.png", dpi=120)
 
 
-def draw_headline(comparisons: list[Comparison]) -> None:
+def draw_headline(comparisons: list[Comparison], name: str) -> None:
     """
     :param comparisons: The regimes to show side by side
+    :param name: Of the picture
     """
     figure = Figure(figsize=(5 * len(comparisons), 4.2), layout="constrained")
     axes = figure.subplots(1, len(comparisons), squeeze=False, sharey=True)[0]
@@ -55,7 +61,7 @@ def draw_headline(comparisons: list[Comparison]) -> None:
         draw_sample_efficiency(ax, comparison)
     axes[0].set(ylabel="IQM of returns / 1000, training policy", ylim=(0, None))
     legend(figure, list(axes))
-    save(figure, "learning")
+    save(figure, name)
 
 
 def draw_sample_efficiency(ax: Axes, comparison: Comparison) -> None:

@@ -2,13 +2,13 @@
 Learning of R2VPO beside PPO, TRPO and SPO on the DeepMind Control suite, in regimes of few huge and of many small updates.
 
     python benchmarks/learning.py run       # appends each finished run to benchmarks/results/learning.jsonl, resumable
-    python benchmarks/learning.py report    # tables in docs/learning.md and README.md, pictures in docs/images
+    python benchmarks/learning.py report    # tables and pictures in docs/learning.md, docs/learning_in_step.md and README.md
 """
 
 import argparse
 from pathlib import Path
 
-from protocol import ALGORITHMS, REGIMES, TASKS, TASKS_OF, Run
+from protocol import ALGORITHMS, REGIMES, STAGGERED, TASKS, TASKS_OF, Run
 from report import write_report
 from runs import common_changes, load, run_arguments, run_missing
 
@@ -37,7 +37,7 @@ def parse_arguments() -> argparse.Namespace:
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["run", "report"])
-    parser.add_argument("--regimes", nargs="+", default=list(REGIMES), choices=REGIMES)
+    parser.add_argument("--regimes", nargs="+", default=list(STAGGERED), choices=REGIMES)
     parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS), choices=ALGORITHMS)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     run_arguments(parser, RESULTS, TASKS, range(5))

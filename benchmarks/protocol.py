@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from peers import PPO, SPO
 from sb3_contrib import TRPO
 
-from sb3_r2vpo import R2VPO, dual, signal
+from sb3_r2vpo import R2VPO, dual, quiet, signal
 
 
 class Regime(NamedTuple):
@@ -20,7 +20,7 @@ class Regime(NamedTuple):
     n_steps: int
     batch_size: int
     total_timesteps: int
-    stagger: bool = False
+    stagger: bool
 
 
 class Algorithm(NamedTuple):
@@ -55,12 +55,18 @@ class Run(NamedTuple):
     changes: dict[str, Any] = {}  # noqa: RUF012 (never written to)
 
 
-REGIMES = {
-    "small": Regime(n_envs=64, n_steps=64, batch_size=512, total_timesteps=1_000_000),
-    "middle": Regime(n_envs=256, n_steps=64, batch_size=2048, total_timesteps=2_000_000),
-    "large": Regime(n_envs=256, n_steps=256, batch_size=2048, total_timesteps=4_000_000),
+#: The regimes of the protocol, from few huge updates to many small ones
+STAGGERED = {
+    "large_staggered": Regime(n_envs=256, n_steps=256, batch_size=2048, total_timesteps=4_000_000, stagger=True),
+    "middle_staggered": Regime(n_envs=256, n_steps=64, batch_size=2048, total_timesteps=2_000_000, stagger=True),
+    "small_staggered": Regime(n_envs=64, n_steps=64, batch_size=512, total_timesteps=1_000_000, stagger=True),
 }
-REGIMES |= {f"{name}_staggered": REGIMES[name]._replace(stagger=True) for name in ("small", "large")}
+#: What it was before, and what environments do that nobody staggers. The studies of the dual are of these
+IN_STEP = {
+    "large": STAGGERED["large_staggered"]._replace(stagger=False),
+    "small": STAGGERED["small_staggered"]._replace(stagger=False),
+}
+REGIMES = STAGGERED | IN_STEP
 
 #: The paper's ground. Returns are in [0, 1000], and every episode has 1000 steps
 TASKS = (
@@ -76,7 +82,7 @@ TASKS = (
     "WalkerRun",
 )
 THREE_TASKS = ("BallInCupCatch", "CheetahRun", "FingerSpin")
-TASKS_OF = {**dict.fromkeys(REGIMES, TASKS), "middle": THREE_TASKS}
+TASKS_OF = {**dict.fromkeys(REGIMES, TASKS), "middle_staggered": THREE_TASKS}
 
 #: Network 64-64 and tanh are the default of all of them
 SHARED = dict(gamma=0.995, gae_lambda=0.95)
@@ -89,6 +95,7 @@ ALGORITHMS = {
     "PPO 0.3": Algorithm(PPO, dict(clip_range=0.3), n_seeds=5),
     "TRPO": Algorithm(TRPO, dict(target_kl=0.01), n_seeds=3, defaults_count=True),
     "SPO 0.2": Algorithm(SPO, dict(clip_range=0.2), n_seeds=3),
+    "SPO 0.4": Algorithm(SPO, dict(clip_range=0.4), n_seeds=3),
     "SPO 0.8": Algorithm(SPO, dict(clip_range=0.8), n_seeds=3),
     "R2VPO fixed": Algorithm(R2VPO, dict(var_coef=1.0, ratio_penalty="two_sided"), n_seeds=5),
     "R2VPO": Algorithm(R2VPO, {}, n_seeds=5, defaults_count=True),
@@ -105,6 +112,9 @@ def arguments_of(run: Run) -> dict[str, Any]:
     if algorithm.make is not TRPO:
         # TRPO keeps its critic's learning rate (1e-3, as here) and passes (10); the policy's step is the whole rollout's
         arguments = {**arguments, **MINIBATCH}
+    if algorithm.make is R2VPO and run.regime in IN_STEP:
+        # They were run before there were quiet rollouts
+        arguments["quiet_scale"] = 1.0
     return {**arguments, **run.changes}
 
 
@@ -113,18 +123,19 @@ def configuration(run: Run) -> dict[str, Any]:
     :param run: A training
     :return: What goes into the results: regime and arguments, with the class's defaults where they count
     """
-    algorithm = ALGORITHMS[run.algorithm]
+    algorithm, arguments = ALGORITHMS[run.algorithm], arguments_of(run)
     defaults = {}
     if algorithm.defaults_count:
         parameters = inspect.signature(algorithm.make.__init__).parameters
         defaults = {name: as_json(p.default) for name, p in parameters.items() if name not in NOT_LEARNING}
         if algorithm.make is R2VPO:
-            defaults["rule"] = as_json(RULE)
+            no_quiet = {**defaults, **arguments}["quiet_scale"] == 1.0
+            defaults["rule"] = as_json(RULE if no_quiet else [*RULE, quiet.QUIET])
     regime = REGIMES[run.regime]._asdict()
     if not regime["stagger"]:
         # Records from before it was there do not have it
         del regime["stagger"]
-    return {**regime, **defaults, **arguments_of(run)}
+    return {**regime, **defaults, **arguments}
 
 
 #: What the rule for λ is made of besides arguments

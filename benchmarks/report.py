@@ -6,7 +6,7 @@ from pathlib import Path
 
 import figures
 import numpy as np
-from protocol import ALGORITHMS, REGIMES, TASKS_OF
+from protocol import ALGORITHMS, IN_STEP, REGIMES, STAGGERED, TASKS_OF, THREE_TASKS
 from readme import README, replace_in
 from runs import Record
 from scores import (
@@ -16,6 +16,7 @@ from scores import (
     Estimate,
     aggregates,
     compare,
+    deepest_fall,
     deepest_falls,
     improvement,
     iqm_curves,
@@ -24,11 +25,11 @@ from scores import (
     spreads,
 )
 
-REPORT = Path(__file__).parent.parent / "docs" / "learning.md"
+DOCS = Path(__file__).parent.parent / "docs"
 #: A task on which PPO ends below has not been learned by it: there is nothing to be reached
 LEARNED = 20.0
-#: Staggered environments first, then from few huge updates to many small ones
-ORDER = ("large_staggered", "small_staggered", "large", "middle", "small")
+#: The changes of a run of R2VPO that makes no difference between rollouts
+NO_QUIET = {"quiet_scale": 1.0}
 #: With which the rule for λ was found, in the small regime
 SEEDS_OF_THE_RULE = (0, 1)
 
@@ -36,21 +37,50 @@ SEEDS_OF_THE_RULE = (0, 1)
 def write_report(records: list[Record]) -> None:
     """
     :param records: The results
+    :raises SystemExit: When those of the protocol cannot be compared yet
     """
-    comparisons = [found for regime in ORDER if (found := compare(records, regime)) is not None]
-    if not comparisons:
+    staggered, in_step = (all_comparisons(records, regimes) for regimes in (STAGGERED, IN_STEP))
+    if not staggered:
         raise SystemExit("There are no results that can be compared yet")
-    figures.draw_headline([comparison for comparison in comparisons if comparison.regime != "middle"] or comparisons)
+    # Three tasks are not ten
+    shown = [comparison for comparison in staggered if comparison.tasks != list(THREE_TASKS)] or staggered
+    replace_in(README, "learning", summary([*shown, *in_step]))
+    replace_in(DOCS / "learning.md", "learning", "\n\n".join([side_by_side(shown, "learning"), *sections(staggered, records)]))
+    if in_step:
+        parts = [
+            side_by_side(in_step, "learning_in_step"),
+            *staggering(staggered, in_step, records),
+            *sections(in_step, records),
+        ]
+        replace_in(DOCS / "learning_in_step.md", "learning", "\n\n".join(parts))
+
+
+def all_comparisons(records: list[Record], regimes: Iterable[str]) -> list[Comparison]:
+    """
+    :param records: The results
+    :param regimes: Names of regimes
+    :return: What can be compared, regime by regime
+    """
+    return [found for regime in regimes if (found := compare(records, regime)) is not None]
+
+
+def sections(comparisons: list[Comparison], records: list[Record]) -> Iterable[str]:
+    """
+    :param comparisons: The regimes
+    :param records: The results
+    :return: A part of the report for each, with its pictures
+    """
     for comparison in comparisons:
         figures.draw_aggregates(comparison)
         figures.draw_profiles(comparison)
         figures.draw_tasks(comparison)
-    parts = [both_regimes(comparisons), *staggering(comparisons), *(one_regime(comparison) for comparison in comparisons)]
-    fresh = compare([record for record in records if record["seed"] not in SEEDS_OF_THE_RULE], "small")
-    if fresh is not None:
-        parts += ["### Only seeds that the rule for λ was not found with", aggregate_tables(fresh)]
-    replace_in(REPORT, "learning", "\n\n".join(parts))
-    replace_in(README, "learning", summary(comparisons))
+        yield one_regime(comparison)
+        if text := quiet_rollouts(comparison, records):
+            yield text
+        if comparison.regime.startswith("small"):
+            fresh = compare([r for r in records if r["seed"] not in SEEDS_OF_THE_RULE], comparison.regime)
+            if fresh is not None:
+                yield f"### Only seeds that the rule for λ was not found with\n\n{aggregate_tables(fresh)}"
 
 
 def table(corner: str, columns: Iterable[str], rows: Iterable[tuple[str, Sequence[str]]]) -> str:
@@ -105,11 +135,13 @@ def summary(comparisons: list[Comparison]) -> str:
     )
 
 
-def both_regimes(comparisons: list[Comparison]) -> str:
+def side_by_side(comparisons: list[Comparison], picture: str) -> str:
     """
     :param comparisons: The regimes
+    :param picture: Name of their picture
     :return: Returns and times side by side
     """
+    figures.draw_headline(comparisons, picture)
     shown = [algorithm for algorithm in ALGORITHMS if any(algorithm in c.seeds for c in comparisons)]
 
     def cells(algorithm: str) -> Iterable[str]:
@@ -123,11 +155,11 @@ def both_regimes(comparisons: list[Comparison]) -> str:
                 yield f"{np.median([record[clock] for record in records]) / 60:.1f}" if records else "–"
 
     whats = ("mean return", "minutes", "CPU minutes")
-    columns = [f"{c.regime.replace('_', ' ')}: {what}" for c in comparisons for what in whats]
+    columns = [f"{c.regime.removesuffix('_staggered')}: {what}" for c in comparisons for what in whats]
     return "\n\n".join(
         [
             "## The regimes side by side",
-            "![Sample efficiency](images/learning.png)",
+            f"![Sample efficiency](images/{picture}.png)",
             table("training policy at the end", columns, [(algorithm, list(cells(algorithm))) for algorithm in shown]),
             "Minutes are medians over runs on the CPU, without evaluations, on cores that had other work to do: an\n"
             "indication, not a measurement of speed. PPO and SPO go through R2VPO's compiled gradient step, TRPO is\n"
@@ -136,28 +168,62 @@ def both_regimes(comparisons: list[Comparison]) -> str:
     )
 
 
-def staggering(comparisons: list[Comparison]) -> Iterable[str]:
+def pairs_table(hows: tuple[str, str], pairs: Iterable[tuple[str, list[tuple[Record, Record]]]]) -> str:
     """
-    :param comparisons: The regimes
-    :return: For each that there is with staggered environments too: the same tasks and seeds without and with that
+    :param hows: How the first and the second of a pair were run
+    :param pairs: By what each row is of, records of the same task and seed
+    :return: Means of both, empty without pairs
     """
-    by_regime = {c.regime: c for c in comparisons}
-    scores = {**SCORES, "mean over training": mean_of_training}
-    for regime, staggered in by_regime.items():
-        in_step = by_regime.get(regime.removesuffix("_staggered"))
-        if in_step is None or in_step is staggered:
-            continue
-        rows = []
-        for algorithm in staggered.seeds:
-            pairs = [(in_step.records[run], record) for run, record in staggered.records.items() if run in in_step.records]
-            pairs = [pair for pair in pairs if pair[0]["algorithm"] == algorithm]
-            n_seeds = len({record["seed"] for record, _ in pairs})
-            means = [f"{np.mean([score(p[k]) for p in pairs]):.0f}" for k in (0, 1) for score in scores.values()]
-            rows += [(f"{algorithm}, {n_seeds} seeds", means)] if pairs else []
-        if rows:
-            columns = [f"{how}: {score}" for how in ("in step", "staggered") for score in scores]
-            yield f"### What staggering does: {figures.LABELS[in_step.regime]}"
-            yield table("mean return", columns, rows)
+    scores = {**SCORES, "mean over training": mean_of_training, "deepest fall": deepest_fall}
+    columns = [f"{how}: {score}" for how in hows for score in scores]
+    rows = [
+        (
+            f"{name} ({len(of)} runs)",
+            [f"{np.mean([score(p[k]) for p in of]):.0f}" for k in (0, 1) for score in scores.values()],
+        )
+        for name, of in pairs
+        if of
+    ]
+    return table("mean return", columns, rows) if rows else ""
+
+
+def without_quiet(records: list[Record], regime: str) -> dict[tuple[str, str, int], Record]:
+    """
+    :param records: All results
+    :param regime: Name of a regime
+    :return: Its runs of R2VPO that make no difference between rollouts, by algorithm, task and seed
+    """
+    alike = [r for r in records if r["regime"] == regime and r["algorithm"] == "R2VPO" and r["changes"] == NO_QUIET]
+    return {(r["algorithm"], r["task"], r["seed"]): r for r in alike}
+
+
+def staggering(staggered: list[Comparison], in_step: list[Comparison], records: list[Record]) -> Iterable[str]:
+    """
+    :param staggered: The regimes with staggered environments
+    :param in_step: Those without, where R2VPO makes no difference between rollouts
+    :param records: All results
+    :return: For each that there is both ways: the same tasks and seeds without and with
+    """
+    for c in staggered:
+        before = next((other.records for other in in_step if f"{other.regime}_staggered" == c.regime), {})
+        after = {run: r for run, r in c.records.items() if run[0] != "R2VPO"} | without_quiet(records, c.regime)
+        pairs = {a: [(before[run], r) for run, r in after.items() if run[0] == a and run in before] for a in c.seeds}
+        text = pairs_table(("in step", "staggered"), pairs.items())
+        if text:
+            yield f"### What staggering does: {figures.LABELS[c.regime]}\n\n{text}"
+
+
+def quiet_rollouts(c: Comparison, records: list[Record]) -> str:
+    """
+    :param c: The runs of a regime
+    :param records: All results
+    :return: What it does to R2VPO to know quiet rollouts, on the same tasks and seeds: those tasks that it changes
+    """
+    pairs = [(r, c.records[run]) for run, r in without_quiet(records, c.regime).items() if run in c.records]
+    by_task = {task: [pair for pair in pairs if pair[0]["task"] == task] for task in c.tasks}
+    changed = {task: of for task, of in by_task.items() if any(r["curve"] != now["curve"] for r, now in of)}
+    text = pairs_table(("all rollouts alike", "R2VPO"), [*changed.items(), (f"all {len(by_task)} tasks", pairs)])
+    return f"### What it does to know quiet rollouts\n\n{text}" if text else ""
 
 
 def device_of(record: Record) -> str:

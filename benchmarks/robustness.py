@@ -14,7 +14,7 @@ from figures import save
 from matplotlib.figure import Figure
 from protocol import THREE_TASKS, Run
 from readme import replace_in
-from report import REPORT, table
+from report import DOCS, table
 from runs import Record, common_changes, load, run_arguments, run_missing
 from scores import SCORES
 
@@ -145,7 +145,7 @@ def write_report(records: list[Record]) -> None:
         f"Return of the training policy in the small regime, {n_runs} runs, seeds a point: {n_seeds} at the most.\n"
         "Bold: within 10 % of the best of both. Colours are shares of that."
     )
-    replace_in(REPORT, "robustness", "\n\n".join([picture, caption, plateau_table(records, tasks)]))
+    replace_in(DOCS / "learning.md", "robustness", "\n\n".join([picture, caption, plateau_table(records, tasks)]))
 
 
 if __name__ == "__main__":

@@ -232,15 +232,22 @@ def share_of_steps(comparison: Comparison, curve: np.ndarray, target: float, tot
     return comparison.steps[reached[0]] / total_timesteps if len(reached) else None
 
 
+def deepest_fall(record: Record) -> float:
+    """
+    :param record: A record
+    :return: How far the deterministic policy's return fell below what it had been before, at worst
+    """
+    returns = np.array(record["deterministic"], dtype=float)
+    return float((np.maximum.accumulate(returns) - returns).max())
+
+
 def deepest_falls(comparison: Comparison, algorithm: str) -> np.ndarray:
     """
     :param comparison: The runs of a regime
     :param algorithm: One of the algorithms
-    :return: How far the deterministic policy's return fell below what it had been before, at worst, in each run;
-        array of shape (n_seeds, n_tasks)
+    :return: The ``deepest_fall`` of each run, of shape (n_seeds, n_tasks)
     """
-    returns = comparison.values(algorithm, lambda record: record["deterministic"])
-    return (np.maximum.accumulate(returns, axis=-1) - returns).max(axis=-1)
+    return comparison.values(algorithm, deepest_fall)
 
 
 def spreads(comparison: Comparison, algorithm: str, score: str) -> np.ndarray:

@@ -36,6 +36,7 @@ SERIES = {
     "explained_variance": "train/explained_variance",
     "target_var": "train/target_var",
     "signal": "train/signal",
+    "quiet": "train/quiet",
 }
 
 

@@ -49,6 +49,7 @@ def check_arguments(model: "R2VPO") -> None:
         raise ValueError(f"`ratio_penalty` is {model.ratio_penalty!r}: allowed are {' and '.join(map(repr, RATIO_PENALTIES))}")
     if model.max_target_var is not None:
         check_number("max_target_var", model.max_target_var, "None (three times `target_var`) or a number > 0", positive)
+    check_number("quiet_scale", model.quiet_scale, "a number above 0 and up to 1", lambda x: 0 < x <= 1)
     check_number("dual_lr", model.dual_lr, "a number > 0", positive)
     if model.clip_range_vf is not None:
         check_schedule("clip_range_vf", model.clip_range_vf, "None (no clipping) or a number > 0", positive)

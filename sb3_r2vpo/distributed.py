@@ -229,6 +229,9 @@ class TorchrunWorkers(Workers):
         (var_x, covariance), (_, var_y) = self._covariance(th.stack([x, y]))
         return covariance / (var_x * var_y).sqrt()
 
+    def total(self, numbers: np.ndarray) -> np.ndarray:
+        return np.sum(self._gather(numbers), axis=0)
+
     def explained_variance(self, values: np.ndarray, returns: np.ndarray) -> float:
         (var_error, _), (_, var_returns) = self._covariance(th.as_tensor(np.stack([returns - values, returns])))
         return (1.0 - var_error / var_returns).item() if var_returns > 0 else np.nan

@@ -34,6 +34,7 @@ from sb3_r2vpo.fast.guard import own_code
 from sb3_r2vpo.fast.programs import Programs
 from sb3_r2vpo.files import check_model_file, write_file
 from sb3_r2vpo.nonfinite import FiniteObservations, check_finite
+from sb3_r2vpo.quiet import RewardVariation, WatchRewards
 from sb3_r2vpo.rollouts import Samples, minibatch_source, yields_plain_minibatches
 from sb3_r2vpo.signal import StepSignal
 from sb3_r2vpo.updater import Coefficients, Metrics, Updater, use_fused_adam
@@ -92,6 +93,10 @@ class R2VPO(OnPolicyAlgorithm):
         correlation of the last step's log-ratio with the advantages of the next rollout (``train/signal``) and N the number
         of its samples, the bound is ``target_var · c√N / 3``, but no less than ``target_var`` and no more than this
         (``train/target_var``). By default three times ``target_var``
+    :param quiet_scale: With a learned ``var_coef``, what advantages are normalized to in the place of one after a quiet
+        rollout: no episode has terminated in it, and the rewards vary by less than a fiftieth of what they usually do, so
+        that advantages are mostly the critic's errors. The bound on the ratio variance is multiplied by the square of it.
+        1 makes no difference between rollouts
     :param dual_lr: Step of the dual ascent of a learned ``var_coef``, per rollout: ``λ ← λ · clip(V/δ, 0.1, 10)^dual_lr``,
         with V that of the last epoch. 0.5 is Newton's step, less is smoother.
     :param var_coef_bounds: Smallest and largest value of a learned ``var_coef``. They do not bind a fixed one. Part of V is
@@ -158,6 +163,7 @@ class R2VPO(OnPolicyAlgorithm):
     policy_input: ClassVar[str | None] = None
     dual: DualVariable
     signal: StepSignal
+    reward_variation: RewardVariation
 
     def __init__(
         self,
@@ -173,6 +179,7 @@ class R2VPO(OnPolicyAlgorithm):
         var_coef: float | str | Schedule = "auto_1.0",
         target_var: float | str | Schedule = "auto",
         max_target_var: float | None = None,
+        quiet_scale: float = 0.3,
         dual_lr: float = 0.5,
         var_coef_bounds: tuple[float, float] = (0.05, 2.0),
         ratio_penalty: str = "two_sided",
@@ -229,6 +236,7 @@ class R2VPO(OnPolicyAlgorithm):
         self.var_coef = var_coef
         self.target_var = target_var
         self.max_target_var = max_target_var
+        self.quiet_scale = quiet_scale
         self.dual_lr = dual_lr
         self.var_coef_bounds = var_coef_bounds
         self.ratio_penalty = ratio_penalty
@@ -254,6 +262,7 @@ class R2VPO(OnPolicyAlgorithm):
         super()._setup_model()
         del vars(self)["clip_range"]
         self.signal = StepSignal(self.policy)
+        self.reward_variation = RewardVariation()
         self._apply_arguments()
         use_fused_adam(self.policy.optimizer)
 
@@ -390,8 +399,9 @@ class R2VPO(OnPolicyAlgorithm):
             self.dual.set(self._value_now("var_coef", self.var_coef))
         # The rollout goes to the device once, the metrics stay there until all epochs are done
         minibatches = minibatch_source(self.rollout_buffer)
-        target_var = self._target_var_now(minibatches)
-        update = self._make_updater(target_var)
+        scale = self._advantage_scale()
+        target_var = max(scale**2 * self._target_var_now(minibatches), MIN_TARGET_VAR)
+        update = self._make_updater(target_var, scale)
         metrics: list[list[th.Tensor]] = []
 
         continue_training = True
@@ -420,6 +430,16 @@ class R2VPO(OnPolicyAlgorithm):
         self.dual.ascend(float(np.mean(last_epoch.ratio_penalty)), target_var)
         self._log_update(every, last_epoch, update.coefficients)
 
+    def _advantage_scale(self) -> float:
+        """
+        :return: What normalized advantages are multiplied by: less than one after a quiet rollout, where λ is learned
+        """
+        quiet = self.reward_variation.observe(self._workers.total)
+        if not self.dual.learned or not self.normalize_advantage:
+            return 1.0
+        self.logger.record("train/quiet", int(quiet))
+        return self.quiet_scale if quiet else 1.0
+
     def _target_var_now(self, minibatches: Callable[[int], Iterable[Samples]]) -> float:
         """
         :param minibatches: From the minibatch size to the samples of this rollout
@@ -437,12 +457,13 @@ class R2VPO(OnPolicyAlgorithm):
         max_target_var = WIDENING * target_var if self.max_target_var is None else self.max_target_var
         return variance_worth_spending(correlation, self._rollout_size, target_var, max_target_var)
 
-    def _make_updater(self, target_var: float) -> Updater | CompiledUpdater:
+    def _make_updater(self, target_var: float, advantage_scale: float = 1.0) -> Updater | CompiledUpdater:
         """
         :param target_var: The bound on the ratio variance for this rollout
+        :param advantage_scale: What its normalized advantages are multiplied by
         :return: What takes the gradient steps of this rollout
         """
-        updater = self.updater_class(self.policy, self.dual, self._current_coefficients(target_var))
+        updater = self.updater_class(self.policy, self.dual, self._current_coefficients(target_var, advantage_scale))
         updater.average = self._workers.average
         if self._compile_step():
             disturbed = not yields_plain_minibatches(self.rollout_buffer)
@@ -469,9 +490,10 @@ class R2VPO(OnPolicyAlgorithm):
             print(f"`{own}` is code of your own, which runs as it is: `compile=True` compiles it too")
         return own is None
 
-    def _current_coefficients(self, target_var: float) -> Coefficients:
+    def _current_coefficients(self, target_var: float, advantage_scale: float = 1.0) -> Coefficients:
         """
         :param target_var: The bound on the ratio variance for this rollout
+        :param advantage_scale: What its normalized advantages are multiplied by
         :return: What the gradient steps of this rollout have in common
         """
         return Coefficients(
@@ -479,6 +501,7 @@ class R2VPO(OnPolicyAlgorithm):
             ent_coef=self.ent_coef,
             vf_coef=self.vf_coef,
             max_grad_norm=self.max_grad_norm,
+            advantage_scale=advantage_scale,
             two_sided=self.ratio_penalty == "two_sided",
             # Several processes have done so for all their minibatches at once
             normalize_advantage=self.normalize_advantage and self._workers.world_size == 1,
@@ -507,7 +530,12 @@ class R2VPO(OnPolicyAlgorithm):
         # Before the user's, which then never see what ends the training
         first, callback, progress_bar = self._workers.callbacks(callback, progress_bar)
         callbacks = CallbackList(
-            [*first, FiniteObservations(self._workers.world_size), super()._init_callback(callback, progress_bar)]
+            [
+                *first,
+                FiniteObservations(self._workers.world_size),
+                WatchRewards(),
+                super()._init_callback(callback, progress_bar),
+            ]
         )
         callbacks.model = self
         for each in callbacks.callbacks[:-1]:
@@ -612,7 +640,7 @@ class R2VPO(OnPolicyAlgorithm):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()
-        return [*state_dicts, "dual", "signal"], variables
+        return [*state_dicts, "dual", "signal", "reward_variation"], variables
 
     def save(
         self,

@@ -26,6 +26,7 @@ class Coefficients(NamedTuple):
     :param ent_coef: Weight of the entropy loss
     :param vf_coef: Weight of the value loss
     :param max_grad_norm: Global gradient norm above which the gradient is scaled down
+    :param advantage_scale: What the (normalized) advantages are multiplied by
     :param normalize_advantage: Whether to normalize the advantages of the minibatch
     :param clip_range_vf: How far a value may move from its old one (no limit when ``None``)
     :param max_kl: A minibatch whose approximate KL divergence is above is not stepped on
@@ -35,6 +36,7 @@ class Coefficients(NamedTuple):
     ent_coef: float | th.Tensor
     vf_coef: float | th.Tensor
     max_grad_norm: float | th.Tensor
+    advantage_scale: float | th.Tensor = 1.0
     two_sided: bool = True
     normalize_advantage: bool = True
     clip_range_vf: float | th.Tensor | None = None
@@ -143,6 +145,7 @@ class Updater:
         values, log_prob, entropy = evaluate_actions(self.policy, batch)
         batch = without_padding(batch)
         advantages = objective.normalize(batch.advantages) if c.normalize_advantage else batch.advantages
+        advantages = c.advantage_scale * advantages
 
         log_ratio = log_prob - batch.old_log_prob
         ratio = objective.policy_ratio(log_ratio)

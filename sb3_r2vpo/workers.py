@@ -86,6 +86,13 @@ class Workers:
         """
         return signal.correlate(x, y)
 
+    def total(self, numbers: np.ndarray) -> np.ndarray:
+        """
+        :param numbers: Of this process
+        :return: Their sums over all processes
+        """
+        return numbers
+
     def explained_variance(self, values: np.ndarray, returns: np.ndarray) -> float:
         """
         :param values: Of the rollout

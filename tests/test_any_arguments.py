@@ -19,6 +19,7 @@ GOOD = {
     **{name: SIZES for name in ("n_steps", "batch_size", "n_epochs")},
     **{name: FRACTIONS for name in ("gamma", "gae_lambda")},
     **{name: POSITIVE for name in ("dual_lr", "ent_coef", "vf_coef", "max_grad_norm")},
+    "quiet_scale": [x for x in FRACTIONS if x > 0],
     "learning_rate": [x for x in POSITIVE if x <= 1000] + SCHEDULES,
     "target_var": ["auto", *POSITIVE, *SCHEDULES],
     "max_target_var": [None, *POSITIVE],

@@ -41,6 +41,8 @@ BAD = [
     ("max_target_var", 0.0),
     ("max_target_var", "lin_0.1"),
     ("ratio_penalty", "log"),
+    ("quiet_scale", 0.0),
+    ("quiet_scale", 1.5),
     ("dual_lr", 0.0),
     ("var_coef_bounds", (100.0, 2.0)),
     ("var_coef_bounds", (0.0, 2.0)),
@@ -115,6 +117,7 @@ def test_numbers_of_other_types_train_like_pythons(integer, real, compile):
         vf_coef=0.5,
         max_grad_norm=0.5,
         dual_lr=0.5,
+        quiet_scale=0.25,
         target_var=0.5,
     )
     reals |= dict(clip_range_vf=0.25, target_kl=4.0)

@@ -18,6 +18,7 @@ CHANGES = dict(
     var_coef=5.0,
     target_var=0.05,
     max_target_var=0.002,
+    quiet_scale=0.1,
     dual_lr=0.25,
     var_coef_bounds=(0.5, 3.0),
     ratio_penalty="variance",

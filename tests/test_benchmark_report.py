@@ -11,7 +11,9 @@ from runs import Record
 ENDS = np.arange(1, 6) / 5
 
 
-def record_of(task: str, algorithm: str, seed: int, final: float, regime: str = "small", fall: float = 0.0) -> Record:
+def record_of(
+    task: str, algorithm: str, seed: int, final: float, regime: str = "small_staggered", fall: float = 0.0
+) -> Record:
     """Returns rise along a straight line, the deterministic policy's fall at the seventh of ten points."""
     run = Run(task, regime, algorithm, seed)
     total = REGIMES[regime].total_timesteps
@@ -39,13 +41,14 @@ RECORDS = [
 
 
 @pytest.fixture(autouse=True)
-def few_repetitions(monkeypatch):
+def quick_and_elsewhere(monkeypatch, tmp_path):
     monkeypatch.setattr(scores, "REPETITIONS", 20)
+    monkeypatch.setattr(report.figures, "IMAGES", tmp_path / "images")
 
 
 @pytest.fixture
 def comparison():
-    return scores.compare(RECORDS, "small")
+    return scores.compare(RECORDS, "small_staggered")
 
 
 def test_aggregates(comparison):
@@ -82,47 +85,76 @@ def test_rows_are_those_of_their_algorithm(comparison):
     assert "| over PPO 0.3, training policy | 1.000 (1.000–1.000) |" in report.improvement_table(comparison)
     lines = report.aggregate_tables(comparison).splitlines()
     assert [line.split(" | ")[3].split(" ")[0] for line in lines[2:5]] == ["0.250", "0.350", "0.650"]
-    assert "| PPO 0.2 | 250 | 2.0 | 1.0 |" in report.both_regimes([comparison])
+    assert "| PPO 0.2 | 250 | 2.0 | 1.0 |" in report.side_by_side([comparison], "learning")
 
 
 def test_partial_results():
     """What is not there yet is left out and named: single seeds, tasks, algorithms, regimes."""
     records = [r for r in RECORDS if r["task"] != "WalkerRun" and not (r["seed"] == 1 and r["algorithm"] == "R2VPO")]
-    records += [record_of(TASKS[0], "TRPO", 0, 100.0), record_of(TASKS[0], "PPO 0.2", 0, 100.0, regime="large")]
+    records += [record_of(TASKS[0], "TRPO", 0, 100.0), record_of(TASKS[0], "PPO 0.2", 0, 100.0, regime="large_staggered")]
     records += [{**RECORDS[0], "changes": {"n_epochs": 3}, "curve": []}]
-    partial = scores.compare(records, "small")
+    partial = scores.compare(records, "small_staggered")
     assert partial.tasks == list(TASKS[:-1]) and partial.left_out == ["TRPO"]
     assert {a: len(seeds) for a, seeds in partial.seeds.items()} == {"PPO 0.2": 2, "PPO 0.3": 2, "R2VPO": 1}
     text = report.one_regime(partial)
     assert "R2VPO 1" in text and "not counted: WalkerRun." in text and "have been run: TRPO." in text
     assert "| R2VPO | 0.600 | 0.600 |" in text, "one seed has no interval"
-    assert scores.compare(records, "middle") is None
-    report.one_regime(scores.compare(records, "large"))
+    assert scores.compare(records, "middle_staggered") is None
+    report.one_regime(scores.compare(records, "large_staggered"))
 
 
-def test_report(tmp_path, monkeypatch):
-    for name in ("README.md", "learning.md"):
+@pytest.fixture
+def pages(tmp_path, monkeypatch):
+    for name in ("README.md", "learning.md", "learning_in_step.md"):
         (tmp_path / name).write_text("before\n<!-- learning -->\nold\n<!-- /learning -->\nafter\n")
     monkeypatch.setattr(report, "README", tmp_path / "README.md")
-    monkeypatch.setattr(report, "REPORT", tmp_path / "learning.md")
-    monkeypatch.setattr(report.figures, "IMAGES", tmp_path / "images")
+    monkeypatch.setattr(report, "DOCS", tmp_path)
+    return tmp_path
+
+
+def test_report(pages):
     report.write_report(RECORDS)
-    text = (tmp_path / "learning.md").read_text()
+    text = (pages / "learning.md").read_text()
     assert text.startswith("before\n<!-- learning -->\n##") and text.endswith("<!-- /learning -->\nafter\n")
-    pictures = {path.name for path in (tmp_path / "images").iterdir()}
+    pictures = {path.name for path in (pages / "images").iterdir()}
     assert all(f"images/{picture}" in text for picture in pictures) and len(pictures) == 4
-    assert "| R2VPO | 0.650" in (tmp_path / "README.md").read_text()
+    assert "| R2VPO | 0.650" in (pages / "README.md").read_text()
+    assert "old" in (pages / "learning_in_step.md").read_text()
     with pytest.raises(SystemExit, match="no results"):
         report.write_report([])
+
+
+def test_what_is_in_step_is_told_apart(pages):
+    in_step = [record_of(task, "R2VPO", 0, 500.0, regime="small") for task in TASKS]
+    # What staggering does to R2VPO is not to be mixed up with what quiet rollouts do
+    alike = [{**record_of(task, "R2VPO", 0, 550.0), "changes": report.NO_QUIET} for task in TASKS]
+    report.write_report([*RECORDS, *in_step, *alike])
+    assert "| R2VPO | 0.650" in (pages / "README.md").read_text() and "0.500 |" in (pages / "README.md").read_text()
+    assert "0.500" not in (pages / "learning.md").read_text()
+    text = (pages / "learning_in_step.md").read_text()
+    assert "| R2VPO | 0.500 |" in text and "## Small updates (64 × 64), in step" in text
+    # Returns rise from a fifth of the end: the mean over training is at three fifths
+    assert "| R2VPO (10 runs) | 500 | 500 | 300 | 0 | 550 | 550 | 330 | 0 |" in text
+
+
+def test_what_quiet_rollouts_change_is_told_where_they_change_something(comparison):
+    assert report.quiet_rollouts(comparison, RECORDS) == ""
+    alike = [{**record_of(task, "R2VPO", 0, 600.0), "changes": report.NO_QUIET} for task in TASKS[1:]]
+    alike += [{**record_of(TASKS[0], "R2VPO", 0, 100.0, fall=50.0), "changes": report.NO_QUIET}]
+    rows = report.quiet_rollouts(comparison, RECORDS + alike).splitlines()[4:]
+    assert rows == [
+        "| BallInCupCatch (1 runs) | 100 | 100 | 60 | 40 | 600 | 600 | 360 | 0 |",
+        "| all 10 tasks (10 runs) | 550 | 550 | 330 | 4 | 600 | 600 | 360 | 0 |",
+    ]
 
 
 def test_minutes_are_the_cpus_and_cards_are_named():
     on_card = {"seed": 1, "device": "a card", "wall_seconds": 9000.0}
     records = [{**record, **on_card} if record["seed"] == 1 else record for record in RECORDS]
-    comparison = scores.compare(records, "small")
+    comparison = scores.compare(records, "small_staggered")
     n_runs = len(TASKS) * len(FINALS)
     assert report.on_cards(comparison) == f"{n_runs} of the {2 * n_runs} runs were trained on a card."
-    assert "| R2VPO | 650 | 2.0 | 1.0 |" in report.both_regimes([comparison])
+    assert "| R2VPO | 650 | 2.0 | 1.0 |" in report.side_by_side([comparison], "learning")
 
 
 def test_every_algorithm_has_its_color():
@@ -144,13 +176,3 @@ def test_the_last_episode_of_every_environment_counts():
 def test_the_curve_of_environments_in_step_is_the_recorded_one():
     record = record_of("CheetahRun", "R2VPO", 0, 500.0)
     np.testing.assert_array_equal(np.transpose(scores.training_curve(record)), record["curve"])
-
-
-def test_staggering_is_told_beside_the_same_runs_in_step():
-    staggered = [record_of(task, "R2VPO", 0, 700.0, regime="small_staggered") for task in TASKS]
-    comparisons = [scores.compare([*RECORDS, *staggered], regime) for regime in ("small_staggered", "small")]
-    heading, text = report.staggering(comparisons)
-    assert heading == "### What staggering does: small updates (64 × 64)"
-    # Returns rise from a fifth of the end: the mean of all is at three fifths
-    assert "| R2VPO, 1 seeds | 600 | 600 | 360 | 700 | 700 | 420 |" in text and "PPO" not in text
-    assert not list(report.staggering(comparisons[1:]))

@@ -89,13 +89,18 @@ def test_swing_and_feasibility():
     assert dual_figures.feasible_from(np.array([3.0, 0.5])) is None
 
 
+HELD = [("large_staggered", 0), ("large", 0), ("large_staggered", 1)]
+
+
 def test_held():
     up_and_down = np.tile([1.0, 2.0], 30)
     assert dual_figures.correlation_with_later(up_and_down, 1) == pytest.approx(-1.0)
     assert dual_figures.correlation_with_later(up_and_down, 4) == pytest.approx(1.0)
     variance = {"var_coef": [1.0] * 60, "ratio_variance_last_epoch": (0.02 * up_and_down).tolist(), "target_var": [0.02] * 60}
-    row = "| CheetahRun (1 seeds) | 1.51 | 51% | 2.0 | -1.00 | +1.00 | +1.00 |"
-    assert row in dual_figures.held_table([record_of("R2VPO", {}, **variance)])
+    records = [{**record_of("R2VPO", {}, **variance), "regime": regime, "seed": seed} for regime, seed in HELD]
+    rows = dual_figures.held_table(records).splitlines()[2:]
+    values = "1.51 | 51% | 2.0 | -1.00 | +1.00 | +1.00 |"
+    assert rows == [f"| CheetahRun, in step (1 seeds) | {values}", f"| CheetahRun, staggered (2 seeds) | {values}"]
 
 
 def test_plateau():
@@ -118,7 +123,7 @@ def record_of(algorithm, changes, final=500.0, task="CheetahRun", **kwargs):
 def test_robustness_report(tmp_path, monkeypatch):
     """Of a grid that is not complete."""
     (tmp_path / "learning.md").write_text(PLACES("robustness"))
-    monkeypatch.setattr(robustness, "REPORT", tmp_path / "learning.md")
+    monkeypatch.setattr(robustness, "DOCS", tmp_path)
     monkeypatch.setattr("figures.IMAGES", tmp_path)
     records = [
         record_of(a, {"learning_rate": rate, "n_epochs": n}, final=600.0 if a == "R2VPO" else 6e5 * rate)
@@ -158,7 +163,7 @@ def test_dual_report(tmp_path, monkeypatch):
         if a != "SPO 0.2"
     ]
     dual_figures.write_report(turned, [], KNOBS)
-    assert "| R2VPO fixed, var_coef 0.3 | 100 | 100 |" in document.read_text() and "SPO" not in document.read_text()
+    assert "| R2VPO fixed, var_coef 0.3 | 100 |" in document.read_text() and "SPO" not in document.read_text()
     assert document.read_text().count("\nold\n") == 2
 
     followed = {"var_coef": [2.0, 3.0] * 4, "ratio_variance_last_epoch": [0.1] * 4 + [0.01] * 4, "entropy": [1.0] * 8}

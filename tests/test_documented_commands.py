@@ -45,7 +45,7 @@ def test_make_targets_of_the_readme():
 
 
 def test_every_argument_of_r2vpo_is_in_the_table():
-    for name in ("var_coef", "target_var", "max_target_var", "dual_lr", "var_coef_bounds", "ratio_penalty"):
+    for name in ("var_coef", "target_var", "max_target_var", "quiet_scale", "dual_lr", "var_coef_bounds", "ratio_penalty"):
         assert f"| `{name}` |" in README
     # and each default in it is the real one
     for name, default in re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", README, flags=re.MULTILINE):

@@ -1,0 +1,114 @@
+"""Rollouts whose rewards say nothing: told apart, and stepped on less."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from sb3_r2vpo import R2VPO
+from sb3_r2vpo.quiet import QUIET, RewardVariation
+
+NOT_DONE = np.zeros(4, dtype=bool)
+
+
+def quiet(variation, rewards, dones=NOT_DONE, infos=({},) * 4):
+    """Of a rollout of three steps, the last of which ends so."""
+    variation.begin()
+    for step in np.reshape(rewards, (3, 4)):
+        variation.add(step, NOT_DONE, [{}] * 4)
+    variation.add(np.full(4, np.mean(rewards)), dones, list(infos))
+    return variation.observe()
+
+
+def rewards_of(std, seed=0):
+    rewards = np.random.default_rng(seed).normal(size=12)
+    return 5.0 + std * (rewards - rewards.mean()) / rewards.std()
+
+
+def test_rewards_that_are_all_alike_are_quiet():
+    variation = RewardVariation()
+    assert quiet(variation, np.zeros(12)) and quiet(variation, np.full(12, 3.7))
+    assert not quiet(variation, rewards_of(1e-3)), "nothing has varied more so far"
+    assert not quiet(variation, rewards_of(1.0))
+    assert quiet(variation, rewards_of(0.1 * QUIET)) and not quiet(variation, rewards_of(2 * QUIET))
+    # The mean of the variances of all rollouts, a fourth of each being steps at the mean
+    expected = 0.75 * (1e-6 + 1.0 + (0.1 * QUIET) ** 2 + (2 * QUIET) ** 2)
+    assert variation.squares.item() == pytest.approx(expected, rel=1e-4) and variation.n_rollouts == 6
+
+
+def test_the_end_of_an_episode_is_news_and_a_time_limit_is_not():
+    variation = RewardVariation()
+    done = np.array([False, True, False, False])
+    assert not quiet(variation, np.ones(12), done)
+    assert quiet(variation, np.ones(12), done, [{}, {"TimeLimit.truncated": True}, {}, {}])
+
+
+def test_what_is_not_finite_or_not_there_does_not_count():
+    variation = RewardVariation()
+    assert not quiet(variation, np.full(12, np.nan))
+    variation.begin()
+    assert not variation.observe()
+    assert variation.n_rollouts == 0 and quiet(variation, np.zeros(12))
+
+
+def test_what_other_processes_have_seen_counts():
+    variation = RewardVariation()
+    variation.begin()
+    variation.add(np.ones(4), NOT_DONE, [{}] * 4)
+    # Another one had rewards of three
+    assert not variation.observe(lambda totals: totals + np.array([4.0, 12.0, 36.0, 0.0]))
+    assert variation.squares.item() == pytest.approx(1.0)
+
+
+class Rewards(gym.Env):
+    """Rewards that do not depend on the action, of the size of `noise`."""
+
+    observation_space = spaces.Box(-1, 1, (3,), np.float32)
+    action_space = spaces.Box(-1, 1, (2,), np.float32)
+
+    def __init__(self, noise):
+        self.noise = noise
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.np_random.uniform(-1, 1, 3).astype(np.float32), {}
+
+    def step(self, action):
+        reward = self.noise * float(self.np_random.normal())
+        return self.np_random.uniform(-1, 1, 3).astype(np.float32), reward, False, False, {}
+
+
+def trained(noise, n_rollouts=10, **kwargs):
+    env = DummyVecEnv([lambda: gym.wrappers.TimeLimit(Rewards(noise), 50) for _ in range(4)])
+    model = R2VPO("MlpPolicy", VecNormalize(env), n_steps=64, learning_rate=1e-3, seed=0, device="cpu", **kwargs)
+    return model.learn(n_rollouts * 64 * 4)
+
+
+def test_without_a_reward_the_policy_keeps_its_noise():
+    held, moved = trained(0.0), trained(0.0, quiet_scale=1.0)
+    start = np.log(2 * np.pi * np.e)
+    loss = {model: abs(-model.logger.name_to_value["train/entropy_loss"] - start) for model in (held, moved)}
+    assert held.logger.name_to_value["train/quiet"] == 1
+    assert loss[held] < 0.5 * loss[moved]
+    # λ need not move for it: the bound is smaller by the square
+    variances = [model.logger.name_to_value["train/target_var"] for model in (held, moved)]
+    assert variances[0] == pytest.approx(0.09 * variances[1])
+    assert held.dual.value.item() == pytest.approx(moved.dual.value.item(), rel=0.5)
+
+
+@pytest.mark.parametrize("kwargs", [dict(), dict(normalize_advantage=False), dict(var_coef=1.0)], ids=str)
+def test_it_makes_a_difference_only_after_quiet_rollouts_and_with_a_learned_coefficient(kwargs):
+    noise = 0.0 if kwargs else 1.0
+    one, other = (trained(noise, 3, quiet_scale=scale, **kwargs).policy.parameters_to_vector() for scale in (0.1, 1.0))
+    np.testing.assert_array_equal(one, other)
+    assert not np.array_equal(trained(0.0, 3).policy.parameters_to_vector(), one)
+
+
+def test_it_is_saved_with_the_model(tmp_path):
+    model = trained(1.0, 2)
+    model.save(tmp_path / "model")
+    loaded = R2VPO.load(tmp_path / "model", device="cpu")
+    assert th.equal(loaded.reward_variation.squares, model.reward_variation.squares)
+    assert loaded.reward_variation.n_rollouts == 2

@@ -10,6 +10,8 @@ from torch import nn
 
 #: A rollout is quiet when its rewards vary by less than this share of what they usually do
 QUIET = 0.02
+#: Of the squares of rewards that are all the same, up to which their variance is a rounding error
+ROUNDING = 1e-12
 
 
 class RewardVariation(nn.Module):
@@ -36,8 +38,8 @@ class RewardVariation(nn.Module):
 
     def begin(self) -> None:
         """A rollout begins."""
-        # Number of rewards, their sum, the sum of their squares, number of terminations
-        self._totals = np.zeros(4)
+        self._rewards: list[np.ndarray] = []
+        self._n_terminated = 0
 
     def add(self, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
         """
@@ -45,10 +47,10 @@ class RewardVariation(nn.Module):
         :param dones: Whether an episode has ended, of shape (n_envs,)
         :param infos: Of the same step, which tell a time limit from a termination
         """
-        rewards = np.asarray(rewards, dtype=np.float64)
-        self._totals[:3] += len(rewards), rewards.sum(), rewards @ rewards
-        if np.any(dones):
-            self._totals[3] += sum(not infos[i].get("TimeLimit.truncated", False) for i in np.flatnonzero(dones))
+        # SB3 adds the value of what a time limit cut off to them
+        self._rewards.append(rewards.copy())
+        if np.count_nonzero(dones):
+            self._n_terminated += sum(not infos[i].get("TimeLimit.truncated", False) for i in np.flatnonzero(dones))
 
     @th.no_grad()
     def observe(self, everywhere: Callable[[np.ndarray], np.ndarray] = lambda totals: totals) -> bool:
@@ -58,10 +60,14 @@ class RewardVariation(nn.Module):
         :param everywhere: From the totals of this process to those of all
         :return: Whether the rollout is quiet
         """
-        n, total, squares, n_terminated = everywhere(self._totals)
-        variance = max(squares / n - (total / n) ** 2, 0.0) if n else np.nan
+        rewards = np.array(self._rewards, dtype=np.float64).ravel()
+        totals = np.array([len(rewards), rewards.sum(), rewards @ rewards, self._n_terminated])
+        n, total, squares, n_terminated = everywhere(totals)
+        variance = squares / n - (total / n) ** 2 if n else np.nan
         if not np.isfinite(variance):
             return False
+        if variance < ROUNDING * squares / n:
+            variance = 0.0
         self.squares += variance
         self.n_rollouts += 1.0
         usual = (self.squares / self.n_rollouts).item()

@@ -130,7 +130,7 @@ def configuration(run: Run) -> dict[str, Any]:
         defaults = {name: as_json(p.default) for name, p in parameters.items() if name not in NOT_LEARNING}
         if algorithm.make is R2VPO:
             no_quiet = {**defaults, **arguments}["quiet_scale"] == 1.0
-            defaults["rule"] = as_json(RULE if no_quiet else [*RULE, quiet.QUIET])
+            defaults["rule"] = as_json(RULE if no_quiet else [*RULE, quiet.QUIET, quiet.PATIENCE])
     regime = REGIMES[run.regime]._asdict()
     if not regime["stagger"]:
         # Records from before it was there do not have it

@@ -10,6 +10,9 @@ from torch import nn
 
 #: A rollout is quiet when its rewards vary by less than this share of what they usually do
 QUIET = 0.02
+#: As long as rewards have never varied, so many rollouts are quiet: what the first policy has not found in them must be found
+#: by another one
+PATIENCE = 10
 #: Of the squares of rewards that are all the same, up to which their variance is a rounding error
 ROUNDING = 1e-12
 
@@ -22,7 +25,7 @@ class RewardVariation(nn.Module):
 
     A rollout is quiet when no episode has terminated in it, and the standard deviation of its rewards is at most ``QUIET``
     times what it usually is, the root of its mean square over all rollouts. (The end of an episode is news too; a time limit
-    is not.)
+    is not.) Where nothing has ever varied the first ``PATIENCE`` ones are quiet, then noise may find what there is.
 
     The buffers are part of what is saved.
     """
@@ -71,7 +74,8 @@ class RewardVariation(nn.Module):
         self.squares += variance
         self.n_rollouts += 1.0
         usual = (self.squares / self.n_rollouts).item()
-        return bool(n_terminated == 0 and variance <= QUIET**2 * usual)
+        may_find = usual > 0.0 or self.n_rollouts <= PATIENCE
+        return bool(n_terminated == 0 and variance <= QUIET**2 * usual and may_find)
 
 
 class WatchRewards(BaseCallback):

@@ -8,7 +8,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_r2vpo import R2VPO
-from sb3_r2vpo.quiet import QUIET, RewardVariation
+from sb3_r2vpo.quiet import PATIENCE, QUIET, RewardVariation
 
 NOT_DONE = np.zeros(4, dtype=bool)
 
@@ -37,6 +37,13 @@ def test_rewards_that_are_all_alike_are_quiet():
     # The mean of the variances of all rollouts, a fourth of each being steps at the mean
     expected = 0.75 * (1e-6 + 1.0 + (0.1 * QUIET) ** 2 + (2 * QUIET) ** 2)
     assert variation.squares.item() == pytest.approx(expected, rel=1e-4) and variation.n_rollouts == 8
+
+
+def test_patience_ends_where_nothing_has_ever_varied():
+    variation = RewardVariation()
+    assert [quiet(variation, np.ones(12)) for _ in range(PATIENCE + 2)] == [True] * PATIENCE + [False] * 2
+    assert not quiet(variation, rewards_of(1.0))
+    assert all(quiet(variation, np.ones(12)) for _ in range(PATIENCE + 2))
 
 
 def test_the_end_of_an_episode_is_news_and_a_time_limit_is_not():

@@ -114,14 +114,20 @@ def fill(buffer, policy, rng):
     buffer.values, buffer.returns, buffer.advantages = values[part], returns[part], (scale * (3 + advantages))[part]
     buffer.log_probs = log_probs.numpy()[part, None]
     buffer.full = True
+    return part
 
 
 def exact(folder=None, **kwargs):
     np.random.permutation = np.arange
     model, rng = exact_model(**kwargs), np.random.default_rng(0)
     logged = []
-    for _ in range(3):
-        fill(model.rollout_buffer, model.policy, rng)
+    for rollout in range(3):
+        part = fill(model.rollout_buffer, model.policy, rng)
+        # The second is quiet in all processes, the third in one of them
+        rewards = rng.normal(size=BATCH_SIZE * N_BATCHES) * (rollout == 0)
+        rewards[0] += rollout == 2
+        model.reward_variation.begin()
+        model.reward_variation.add(rewards[part], np.zeros(len(part), dtype=bool), [])
         model.train()
         logged.append({k: v for k, v in model.logger.name_to_value.items() if k.startswith("train/")})
     return weights_of(model), model.dual.value.item(), logged
@@ -148,6 +154,7 @@ def assert_halves_make_a_whole(halves, monkeypatch, **others):
     for name, kwargs in EXACT.items():
         weights, var_coef, logged = exact(**kwargs, **others)
         assert name != "stopped" or logged[-1]["train/n_updates"] < 6
+        assert name == "raw" or [values["train/quiet"] for values in logged] == [0, 1, 0]
         assert np.abs(weights - weights_of(exact_model(**kwargs, **others))).max() > 0.01
         for half in halves:
             assert np.isfinite(weights).all()

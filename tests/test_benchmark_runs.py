@@ -9,6 +9,8 @@ import runs
 from protocol import ALGORITHMS, Run, arguments_of, configuration
 from training import learning_curve, thinned
 
+from sb3_r2vpo import quiet
+
 RUNS = [Run("CheetahRun", "small", algorithm, seed) for seed in (0, 1) for algorithm in ("PPO 0.2", "R2VPO")]
 
 
@@ -34,6 +36,16 @@ def test_a_run_with_other_arguments_is_another(tmp_path, monkeypatch):
     runs.append(results, record_of(RUNS[1]))
     runs.run_missing([RUNS[1], changed], results, n_jobs=1)
     assert asked == [changed] and arguments_of(changed)["var_coef"] == configuration(changed)["var_coef"] == 3.0
+
+
+def test_in_step_is_run_as_it_was():
+    """Before environments were staggered and rollouts could be quiet."""
+    for regime, alike in (("small", True), ("small_staggered", False)):
+        found = configuration(Run("CheetahRun", regime, "R2VPO", 0))
+        assert (found["quiet_scale"] == 1.0) == ("stagger" not in found) == alike
+        assert (quiet.QUIET in found["rule"]) != alike
+    changed = configuration(Run("CheetahRun", "small_staggered", "R2VPO", 0, {"quiet_scale": 1.0}))
+    assert changed["quiet_scale"] == 1.0 and quiet.QUIET not in changed["rule"]
 
 
 @pytest.mark.parametrize("argument, counts", [("n_epochs", False), ("an_argument_of_another_day", True)])

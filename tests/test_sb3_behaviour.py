@@ -65,8 +65,8 @@ def test_logger_keys():
         f"train/{name}"
         for name in (
             "approx_kl clip_range_vf entropy_loss explained_variance learning_rate loss n_updates policy_gradient_loss "
-            "ratio_max ratio_penalty_last_epoch ratio_variance ratio_variance_last_epoch signal std target_var value_loss "
-            "var_coef var_coef_at_bound"
+            "quiet ratio_max ratio_penalty_last_epoch ratio_variance ratio_variance_last_epoch signal std target_var "
+            "value_loss var_coef var_coef_at_bound"
         ).split()
     }
 

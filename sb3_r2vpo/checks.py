@@ -87,7 +87,7 @@ def check_normalizable(model: "R2VPO") -> None:
     """
     if model.batch_size == 1:
         raise ValueError(
-            "`batch_size` is 1: it must be greater than 1 to normalize the advantages, " "or pass `normalize_advantage=False`"
+            "`batch_size` is 1: it must be greater than 1 to normalize the advantages, or pass `normalize_advantage=False`"
         )
     if model.n_steps * model.n_envs == 1:
         raise ValueError(

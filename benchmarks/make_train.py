@@ -17,11 +17,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
+from protocol import defaults_of
 from readme import README, replace_in
 from report import table
 from runs import Record, read, run_side_by_side
 from training import rounded
 from zoo_training import as_json
+
+from sb3_r2vpo import R2VPO
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "make_train.jsonl"
@@ -53,8 +56,7 @@ def train(training: Training) -> Record:
     return {
         **training._asdict(),
         "hyperparameters": as_json(hyperparameters),
-        # As all of RL Zoo's training on EnvPool, which it was not before
-        "stagger": True,
+        "defaults": defaults_of(R2VPO),
         "date": datetime.date.today().isoformat(),
         "wall_seconds": rounded(wall_seconds),
         "timesteps": timesteps.tolist(),
@@ -71,12 +73,13 @@ def load() -> list[Record]:
     return sorted((r for r in records if settings(r) == settings(records[-1])), key=lambda record: record["seed"])
 
 
-def settings(record: Record) -> tuple[Any, bool]:
+def settings(record: Record) -> tuple[Any, Any]:
     """
     :param record: A record
     :return: What it was trained with
     """
-    return record["hyperparameters"], record.get("stagger", False)
+    # Early records have no defaults, and some of them no staggered environments
+    return record["hyperparameters"], record.get("defaults", record.get("stagger"))
 
 
 def returns_table(records: list[Record]) -> str:

@@ -101,6 +101,9 @@ ALGORITHMS = {
     "R2VPO": Algorithm(R2VPO, {}, n_seeds=5, defaults_count=True),
 }
 
+#: Of R2VPO, with which everything in step was run: there were no quiet rollouts yet
+EARLIER_DEFAULTS: dict[str, Any] = {"quiet_scale": 1.0, "var_coef_bounds": [0.05, 2.0]}
+
 
 def arguments_of(run: Run) -> dict[str, Any]:
     """
@@ -113,8 +116,7 @@ def arguments_of(run: Run) -> dict[str, Any]:
         # TRPO keeps its critic's learning rate (1e-3, as here) and passes (10); the policy's step is the whole rollout's
         arguments = {**arguments, **MINIBATCH}
     if algorithm.make is R2VPO and run.regime in IN_STEP:
-        # They were run before there were quiet rollouts
-        arguments["quiet_scale"] = 1.0
+        arguments = {**arguments, **EARLIER_DEFAULTS}
     return {**arguments, **run.changes}
 
 
@@ -126,8 +128,7 @@ def configuration(run: Run) -> dict[str, Any]:
     algorithm, arguments = ALGORITHMS[run.algorithm], arguments_of(run)
     defaults = {}
     if algorithm.defaults_count:
-        parameters = inspect.signature(algorithm.make.__init__).parameters
-        defaults = {name: as_json(p.default) for name, p in parameters.items() if name not in NOT_LEARNING}
+        defaults = defaults_of(algorithm.make)
         if algorithm.make is R2VPO:
             no_quiet = {**defaults, **arguments}["quiet_scale"] == 1.0
             defaults["rule"] = as_json(RULE if no_quiet else [*RULE, quiet.QUIET, quiet.PATIENCE])
@@ -136,6 +137,15 @@ def configuration(run: Run) -> dict[str, Any]:
         # Records from before it was there do not have it
         del regime["stagger"]
     return {**regime, **defaults, **arguments}
+
+
+def defaults_of(algorithm: Any) -> dict[str, Any]:
+    """
+    :param algorithm: Class of an algorithm
+    :return: The defaults of those of its arguments that learning depends on
+    """
+    parameters = inspect.signature(algorithm.__init__).parameters
+    return {name: as_json(p.default) for name, p in parameters.items() if name not in NOT_LEARNING}
 
 
 #: What the rule for λ is made of besides arguments

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import figures
 import numpy as np
-from protocol import ALGORITHMS, IN_STEP, REGIMES, STAGGERED, TASKS_OF, THREE_TASKS
+from protocol import ALGORITHMS, EARLIER_DEFAULTS, IN_STEP, REGIMES, STAGGERED, TASKS_OF, THREE_TASKS
 from readme import README, replace_in
 from runs import Record
 from scores import (
@@ -28,8 +28,6 @@ from scores import (
 DOCS = Path(__file__).parent.parent / "docs"
 #: A task on which PPO ends below has not been learned by it: there is nothing to be reached
 LEARNED = 20.0
-#: The changes of a run of R2VPO that makes no difference between rollouts
-NO_QUIET = {"quiet_scale": 1.0}
 #: With which the rule for λ was found, in the small regime
 SEEDS_OF_THE_RULE = (0, 1)
 
@@ -44,7 +42,7 @@ def write_report(records: list[Record]) -> None:
         raise SystemExit("There are no results that can be compared yet")
     # Three tasks are not ten
     shown = [comparison for comparison in staggered if comparison.tasks != list(THREE_TASKS)] or staggered
-    replace_in(README, "learning", summary([*shown, *in_step]))
+    replace_in(README, "learning", summary(shown))
     replace_in(DOCS / "learning.md", "learning", "\n\n".join([side_by_side(shown, "learning"), *sections(staggered, records)]))
     if in_step:
         parts = [
@@ -193,7 +191,7 @@ def without_quiet(records: list[Record], regime: str) -> dict[tuple[str, str, in
     :param regime: Name of a regime
     :return: Its runs of R2VPO that make no difference between rollouts, by algorithm, task and seed
     """
-    alike = [r for r in records if r["regime"] == regime and r["algorithm"] == "R2VPO" and r["changes"] == NO_QUIET]
+    alike = [r for r in records if r["regime"] == regime and r["algorithm"] == "R2VPO" and r["changes"] == EARLIER_DEFAULTS]
     return {(r["algorithm"], r["task"], r["seed"]): r for r in alike}
 
 

@@ -99,8 +99,10 @@ class R2VPO(OnPolicyAlgorithm):
         1 makes no difference between rollouts
     :param dual_lr: Step of the dual ascent of a learned ``var_coef``, per rollout: ``λ ← λ · clip(V/δ, 0.1, 10)^dual_lr``,
         with V that of the last epoch. 0.5 is Newton's step, less is smoother.
-    :param var_coef_bounds: Smallest and largest value of a learned ``var_coef``. They do not bind a fixed one. Part of V is
-        the optimizer's noise, which no λ can take away: where that alone is above the bound, λ would rise without end.
+    :param var_coef_bounds: Smallest and largest value of a learned ``var_coef``. They do not bind a fixed one. Where the
+        gradient steps of a rollout are too few to reach the bound, λ would fall until it brakes nothing, and the next
+        update could go anywhere. Part of V is the optimizer's noise, which no λ can take away: where that alone is above
+        the bound, λ would rise without end.
         ``train/var_coef_at_bound`` tells when it rests on the smallest (-1) or largest (1).
     :param ratio_penalty: What ``var_coef`` is the price of and ``target_var`` bounds. ``"variance"`` is the paper's
         ``V = E[(ρ − 1)²]``. ``"two_sided"`` has ``(log ρ)²`` in its place where ρ < 1, which agrees with it for small steps,
@@ -181,7 +183,7 @@ class R2VPO(OnPolicyAlgorithm):
         max_target_var: float | None = None,
         quiet_scale: float = 0.3,
         dual_lr: float = 0.5,
-        var_coef_bounds: tuple[float, float] = (0.05, 2.0),
+        var_coef_bounds: tuple[float, float] = (0.15, 2.0),
         ratio_penalty: str = "two_sided",
         clip_range_vf: float | Schedule | None = None,
         normalize_advantage: bool = True,

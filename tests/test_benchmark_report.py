@@ -127,7 +127,7 @@ def test_report(pages):
 def test_what_is_in_step_is_told_apart(pages):
     in_step = [record_of(task, "R2VPO", 0, 500.0, regime="small") for task in TASKS]
     # What staggering does to R2VPO is not to be mixed up with what quiet rollouts do
-    alike = [{**record_of(task, "R2VPO", 0, 550.0), "changes": report.NO_QUIET} for task in TASKS]
+    alike = [{**record_of(task, "R2VPO", 0, 550.0), "changes": report.EARLIER_DEFAULTS} for task in TASKS]
     report.write_report([*RECORDS, *in_step, *alike])
     assert "| R2VPO | 0.650" in (pages / "README.md").read_text() and "0.500 |" in (pages / "README.md").read_text()
     assert "0.500" not in (pages / "learning.md").read_text()
@@ -139,8 +139,8 @@ def test_what_is_in_step_is_told_apart(pages):
 
 def test_what_quiet_rollouts_change_is_told_where_they_change_something(comparison):
     assert report.quiet_rollouts(comparison, RECORDS) == ""
-    alike = [{**record_of(task, "R2VPO", 0, 600.0), "changes": report.NO_QUIET} for task in TASKS[1:]]
-    alike += [{**record_of(TASKS[0], "R2VPO", 0, 100.0, fall=50.0), "changes": report.NO_QUIET}]
+    alike = [{**record_of(task, "R2VPO", 0, 600.0), "changes": report.EARLIER_DEFAULTS} for task in TASKS[1:]]
+    alike += [{**record_of(TASKS[0], "R2VPO", 0, 100.0, fall=50.0), "changes": report.EARLIER_DEFAULTS}]
     rows = report.quiet_rollouts(comparison, RECORDS + alike).splitlines()[4:]
     assert rows == [
         "| BallInCupCatch (1 runs) | 100 | 100 | 60 | 40 | 600 | 600 | 360 | 0 |",

@@ -42,7 +42,7 @@ def test_in_step_is_run_as_it_was():
     """Before environments were staggered and rollouts could be quiet."""
     for regime, alike in (("small", True), ("small_staggered", False)):
         found = configuration(Run("CheetahRun", regime, "R2VPO", 0))
-        assert (found["quiet_scale"] == 1.0) == ("stagger" not in found) == alike
+        assert (found["quiet_scale"] == 1.0) == (found["var_coef_bounds"][0] == 0.05) == ("stagger" not in found) == alike
         assert (quiet.QUIET in found["rule"]) != alike
     changed = configuration(Run("CheetahRun", "small_staggered", "R2VPO", 0, {"quiet_scale": 1.0}))
     assert changed["quiet_scale"] == 1.0 and quiet.QUIET not in changed["rule"]

@@ -189,7 +189,7 @@ def without_quiet(records: list[Record], regime: str) -> dict[tuple[str, str, in
     """
     :param records: All results
     :param regime: Name of a regime
-    :return: Its runs of R2VPO that make no difference between rollouts, by algorithm, task and seed
+    :return: Its runs of R2VPO with the defaults of before there were quiet rollouts, by algorithm, task and seed
     """
     alike = [r for r in records if r["regime"] == regime and r["algorithm"] == "R2VPO" and r["changes"] == EARLIER_DEFAULTS]
     return {(r["algorithm"], r["task"], r["seed"]): r for r in alike}

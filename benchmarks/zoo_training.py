@@ -18,8 +18,11 @@ import numpy as np
 import rl_zoo3
 import torch as th
 import yaml
+from peers import PPO
+from rl_zoo3.utils import ALGOS as ZOO_ALGOS
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 from training import learning_curve, rounded
 
@@ -39,12 +42,31 @@ class Training(NamedTuple):
     :param algorithm: RL Zoo's name of it
     :param seed: Of weights, actions and environments
     :param changes: Hyperparameters that differ from the entry
+    :param compiled: Whether PPO goes through R2VPO's compiled gradient step and rollouts
     """
 
     environment: str
     algorithm: str
     seed: int
     changes: dict[str, Any] = {}  # noqa: RUF012 (never written to)
+    compiled: bool = False
+
+
+class CompiledPPO(PPO):
+    """
+    SB3's PPO through R2VPO's compiled gradient step and rollouts.
+
+    :param args: Arguments of SB3's PPO up to ``gae_lambda``
+    :param clip_range: ε, or a schedule of it that stays
+    :param kwargs: The other arguments of SB3's PPO
+    :raises ValueError: When ε falls
+    """
+
+    def __init__(self, *args: Any, clip_range: Any = 0.2, **kwargs: Any) -> None:
+        epsilon = FloatSchedule(clip_range)
+        if epsilon(1.0) != epsilon(0.0):
+            raise ValueError(f"`clip_range` falls from {epsilon(1.0)} to {epsilon(0.0)}: only a constant one is compiled")
+        super().__init__(*args, clip_range=epsilon(1.0), compile=True, **kwargs)
 
 
 class Episodes(BaseCallback):
@@ -80,6 +102,8 @@ def train(training: Training) -> dict[str, Any]:
     :return: Its record: the training, its hyperparameters, times and returns
     """
     register()
+    if training.compiled:
+        ZOO_ALGOS["ppo"] = CompiledPPO
     th.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "entry.yml"

@@ -5,9 +5,12 @@ import re
 
 import figures
 import make_train
+import numpy as np
 import pytest
+import stable_baselines3
 import tuned
-from zoo_training import Training, as_json, entry
+from torch import nn
+from zoo_training import CompiledPPO, Training, as_json, entry
 
 from sb3_r2vpo.zoo import hyperparameter_file
 
@@ -53,6 +56,37 @@ def test_the_marks_in_the_file_are_those_that_the_results_earn():
     marked = set(re.findall(r"^# Tuned\n([\w-]+):", hyperparameter_file().read_text(), flags=re.MULTILINE))
     records = tuned.load(tuned.RESULTS)
     assert marked == {environment for environment in tuned.ENVIRONMENTS if tuned.is_tuned(records, environment)}
+
+
+def test_the_peer_that_is_compiled_computes_what_sb3s_does():
+    # RL Zoo's entry of Hopper, with a rate at which three rollouts show
+    arguments = dict(batch_size=32, n_steps=512, gamma=0.999, learning_rate=3e-4, ent_coef=0.00229519, gae_lambda=0.99)
+    network = dict(log_std_init=-2, ortho_init=False, activation_fn=nn.ReLU, net_arch=dict(pi=[256, 256], vf=[256, 256]))
+    shared = dict(arguments, n_epochs=5, max_grad_norm=0.7, vf_coef=0.835671, policy_kwargs=network, seed=0, device="cpu")
+    start, sb3s, compiled = (
+        np.concatenate([p.detach().numpy().ravel() for p in model.policy.parameters()])
+        for model in (
+            stable_baselines3.PPO("MlpPolicy", "Pendulum-v1", **shared),
+            stable_baselines3.PPO("MlpPolicy", "Pendulum-v1", **shared).learn(3 * 512),
+            CompiledPPO("MlpPolicy", "Pendulum-v1", **shared).learn(3 * 512),
+        )
+    )
+    assert np.abs(compiled - sb3s).max() < 0.01 * np.abs(sb3s - start).max()
+
+
+def test_a_clip_range_that_falls_is_not_compiled():
+    with pytest.raises(ValueError, match=r"falls from 0\.2 to 0\.0"):
+        CompiledPPO("MlpPolicy", "Pendulum-v1", clip_range=lambda progress: 0.2 * progress)
+
+
+def test_times_are_those_of_each_algorithms_own_code():
+    records = [record_of("ppo", 100, 1.0), {**record_of("ppo", 101, 2.0, wall_seconds=40.0), "compiled": True}]
+    assert "| Hopper-v5 | – | 2.0 (1.0) for 1,000,000 steps | – |" in tuned.times_table(records, ["Hopper-v5"])
+
+
+@pytest.mark.parametrize("other", [("Acrobot-v1", "ppo", 101), ("Hopper-v5", "trpo", 101), ("Hopper-v5", "ppo", 100)])
+def test_only_later_seeds_of_ppo_are_compiled(other):
+    assert tuned.is_compiled("Hopper-v5", "ppo", 101) and not tuned.is_compiled(*other)
 
 
 def test_the_report_says_mean_spread_and_worst(tmp_path, monkeypatch):

@@ -93,7 +93,7 @@ ALGORITHMS = {
     "PPO 0.1": Algorithm(PPO, dict(clip_range=0.1), n_seeds=5),
     "PPO 0.2": Algorithm(PPO, dict(clip_range=0.2), n_seeds=5),
     "PPO 0.3": Algorithm(PPO, dict(clip_range=0.3), n_seeds=5),
-    "TRPO": Algorithm(TRPO, dict(target_kl=0.01), n_seeds=3, defaults_count=True),
+    "TRPO": Algorithm(TRPO, dict(target_kl=0.003), n_seeds=3, defaults_count=True),
     "SPO 0.2": Algorithm(SPO, dict(clip_range=0.2), n_seeds=3),
     "SPO 0.4": Algorithm(SPO, dict(clip_range=0.4), n_seeds=3),
     "SPO 0.8": Algorithm(SPO, dict(clip_range=0.8), n_seeds=3),

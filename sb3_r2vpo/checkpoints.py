@@ -91,7 +91,7 @@ class ResumableCheckpointCallback(BaseCallback):
 
     def checkpoints(self) -> list[Path]:
         """
-        :return: The checkpoints in the folder, the newest one last
+        :return: The files in the folder that have the name of a checkpoint, the newest one last
         """
         return sorted((path for path in self.save_path.glob("*.zip") if self._steps_of(path) >= 0), key=self._steps_of)
 
@@ -113,7 +113,8 @@ class ResumableCheckpointCallback(BaseCallback):
             except ValueError as e:
                 warnings.warn(f"{e}, so it is not resumed from")
             else:
-                return path
+                if is_checkpoint(path):
+                    return path
         return None
 
     def resume(self, algorithm: type[Algorithm], env: VecEnv, **kwargs: Any) -> Algorithm | None:
@@ -182,7 +183,9 @@ class ResumableCheckpointCallback(BaseCallback):
         if self.verbose >= 2:
             print(f"Saving model checkpoint to {path}")
         if self.keep is not None:
-            for old in self.checkpoints()[: -self.keep]:
+            # Not what SB3's `CheckpointCallback` has saved under the same name
+            own = [file for file in self.checkpoints() if self._steps_of(file) <= self._steps_of(path) and is_checkpoint(file)]
+            for old in own[: -self.keep]:
                 old.unlink(missing_ok=True)
         return path
 
@@ -251,6 +254,17 @@ def pack(model: BaseAlgorithm, place: Place) -> bytes:
     return buffer.getvalue()
 
 
+def is_checkpoint(path: str | Path) -> bool:
+    """
+    :param path: A model file
+    :return: Whether a training can go on from it
+    """
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return PLACE in archive.namelist()
+
+
 def statistics_of(path: str | Path) -> VecNormalize | None:
     """
     :param path: A model file
@@ -276,8 +290,10 @@ def load_checkpoint(path: str | Path, algorithm: type[Algorithm], env: VecEnv, *
     :param env: The environment, wrapped as it was
     :param kwargs: Arguments of its ``load``
     :return: The model, with its statistics in the environment
-    :raises ValueError: When only one of checkpoint and environment has ``VecNormalize`` statistics
+    :raises ValueError: When it is no checkpoint, or only one of it and the environment has ``VecNormalize`` statistics
     """
+    if not is_checkpoint(path):
+        raise ValueError(f"{path} is no checkpoint of a `ResumableCheckpointCallback`")
     with zipfile.ZipFile(path) as archive:
         statistics = archive.read(STATISTICS) if STATISTICS in archive.namelist() else None
         place = json.loads(archive.read(PLACE))

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import math
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -55,8 +56,10 @@ def check_arguments(model: "R2VPO") -> None:
         check_schedule("clip_range_vf", model.clip_range_vf, "None (no clipping) or a number > 0", positive)
     check_number("ent_coef", model.ent_coef, "a finite number")
     check_number("vf_coef", model.vf_coef, "a number >= 0", not_negative)
-    check_number("max_grad_norm", model.max_grad_norm, "a number > 0", positive)
-    if model.target_kl is not None:
+    # Scripts for PPO have an infinite one for no limit
+    if model.max_grad_norm != math.inf:
+        check_number("max_grad_norm", model.max_grad_norm, "a number > 0", positive)
+    if model.target_kl is not None and model.target_kl != math.inf:
         check_number("target_kl", model.target_kl, "None (no early stopping) or a number > 0", positive)
     if not isinstance(model.compile, bool) and model.compile != "auto":
         raise ValueError(f"`compile` is {model.compile!r}: allowed are True, False and 'auto'")

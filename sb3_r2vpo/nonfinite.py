@@ -1,11 +1,13 @@
 """What is not finite: an observation ends the rollout, a gradient step is skipped and ends training after the update."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_r2vpo.updater import Metrics
 
@@ -23,7 +25,8 @@ class NonFiniteObservationError(ValueError):
 
 class FiniteObservations(BaseCallback):
     """
-    Ends training at the first observation that is NaN or infinite, before the policy makes an action of it.
+    Ends training at the first observation that is NaN or infinite, before the policy makes an action of it. Where the
+    policy's features extractor makes finite features of it (with ``th.nan_to_num``), it is meant to be there.
 
     :param world_size: Number of processes that train the model
     """
@@ -48,6 +51,8 @@ class FiniteObservations(BaseCallback):
         if all(map(_is_finite, _named(observations).values())):
             return
         normalizer = self.model.get_vec_normalize_env()
+        if normalizer is None and self._features_are_finite(observations):
+            return
         # One bad observation has spoilt the statistics, and with them the observations of all environments
         originals = observations if normalizer is None else normalizer.get_original_obs()
         bad = {name: [i for i, row in enumerate(array) if not _is_finite(row)] for name, array in _named(originals).items()}
@@ -58,6 +63,16 @@ class FiniteObservations(BaseCallback):
             f"({self.model.num_timesteps} timesteps). The policy got no such observation and the weights are finite. "
             "Look for the source in the environment."
         )
+
+    @th.no_grad()
+    def _features_are_finite(self, observations: Any) -> bool:
+        """
+        :param observations: Observations of all environments, or a dictionary of such
+        :return: Whether the policy's features of them are finite
+        """
+        policy = cast(ActorCriticPolicy, self.model.policy)
+        features = policy.extract_features(policy.obs_to_tensor(observations)[0])
+        return all(bool(th.isfinite(x).all()) for x in (features if isinstance(features, tuple) else (features,)))
 
 
 def _named(observations: Any) -> dict[str, np.ndarray]:

@@ -84,15 +84,16 @@ class R2VPO(OnPolicyAlgorithm):
     :param gae_lambda: Factor for trade-off of bias vs variance for Generalized Advantage Estimator
     :param var_coef: The dual variable λ, the coefficient of the ratio variance. A float or a function of the current
         progress remaining (from 1 to 0) fixes it (the paper's choice on robotics).
-        ``"auto"`` learns it, ``"auto_0.5"`` learns it from that start. A sample rests at ``ρ = 1 + Â / (2 var_coef)``.
+        ``"auto"`` learns it, ``"auto_0.5"`` learns it from that start. A sample with Â > 0 rests at
+        ``ρ = 1 + Â / (2 var_coef)``.
     :param target_var: The bound δ on the ratio variance after a rollout's gradient steps, which a learned ``var_coef`` holds.
         It can be a function of the current progress remaining, held at a small positive value where it reaches zero.
         ``"auto"``: ``0.001 · N^(1/4)`` with N the samples of a rollout, for each degree of freedom of an action, which are the
         dimensions of a Box, the bits of a MultiBinary, and for each Discrete one less than it has choices.
     :param max_target_var: The same where fresh samples show that the last steps were signal and not noise: with c the
-        correlation of the last step's log-ratio with the advantages of the next rollout (``train/signal``) and N the number
-        of its samples, the bound is ``target_var · c√N / 3``, but no less than ``target_var`` and no more than this
-        (``train/target_var``). By default three times ``target_var``
+        correlation of the last steps' log-ratio with the advantages of the next rollouts (``train/signal``, a running mean,
+        the newest counts a fifth) and N the number of a rollout's samples, the bound is ``target_var · c√N / 3``, but no less
+        than ``target_var`` and no more than this (``train/target_var``). By default three times ``target_var``
     :param quiet_scale: With a learned ``var_coef``, what advantages are normalized to in the place of one after a quiet
         rollout: no episode has terminated in it, and the rewards vary by less than a fiftieth of what they usually do, so
         that advantages are mostly the critic's errors. The bound on the ratio variance is multiplied by the square of it.
@@ -270,7 +271,6 @@ class R2VPO(OnPolicyAlgorithm):
 
     def _apply_arguments(self) -> None:
         """What follows from arguments that can be assigned later: schedules, discounting, λ at its initial value."""
-        self._setup_lr_schedule()
         self.rollout_buffer.gamma, self.rollout_buffer.gae_lambda = self.gamma, self.gae_lambda
         if not isinstance(self.target_var, str):
             self.target_var = as_schedule(self.target_var)
@@ -298,7 +298,7 @@ class R2VPO(OnPolicyAlgorithm):
         :raises ValueError: When the value is out of its range; the argument stays as it is
         """
         if name == "clip_range":
-            reject_clip_range(value)
+            return reject_clip_range(value)
         if name in BUILT_WITH:
             raise AttributeError(
                 f"`{name}` cannot be changed any more, the model is built with it: "
@@ -308,10 +308,12 @@ class R2VPO(OnPolicyAlgorithm):
         super().__setattr__(name, value)
         try:
             self._check_arguments()
-        except ValueError:
+        except Exception:
             vars(self).update({name: before, "dual": dual})
             raise
         vars(self)[name] = python_number(value)
+        if name == "learning_rate":
+            self._setup_lr_schedule()
         self._apply_arguments()
         if name != "var_coef":
             self.dual.load_state_dict(dual.state_dict())
@@ -452,6 +454,8 @@ class R2VPO(OnPolicyAlgorithm):
         else:
             target_var = max(self._value_now("target_var", self.target_var), MIN_TARGET_VAR)
         if not self.dual.learned:
+            # Should λ be learned later, the first step to be measured is the last one
+            self.signal.remember(self.policy)
             return target_var
         rollout = minibatches(max(self.batch_size, SIGNAL_BATCH_SIZE))
         correlation = self.signal.observe(self.policy, rollout, self._workers.correlation)

@@ -22,7 +22,9 @@ def correlate(x: th.Tensor, y: th.Tensor) -> th.Tensor:
     :param y: Another one
     :return: Their correlation, not finite where one of them is constant
     """
-    return th.corrcoef(th.stack([x, y]).double())[0, 1]
+    # Apple's GPUs have no float64
+    precision = th.float32 if x.device.type == "mps" else th.float64
+    return th.corrcoef(th.stack([x, y]).to(precision))[0, 1]
 
 
 class StepSignal(nn.Module):

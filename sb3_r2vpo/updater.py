@@ -1,5 +1,6 @@
 """One gradient step of R2VPO on one minibatch."""
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -174,7 +175,8 @@ class Updater:
 
 def evaluate_actions(policy: ActorCriticPolicy, batch: Samples) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
     """
-    What a buffer holds beyond SB3's (action masks, the states of an LSTM) goes to the policy under its name.
+    What a buffer holds beyond SB3's (action masks, the states of an LSTM) goes to the policy under its name, if it has such
+    an argument.
 
     :param policy: The current policy
     :param batch: Samples of any policy
@@ -190,6 +192,10 @@ def evaluate_actions(policy: ActorCriticPolicy, batch: Samples) -> tuple[th.Tens
         actions = actions.to(batch.old_log_prob.dtype)
     batch = with_first_states_reset(batch)
     others = {name: value for name, value in batch._asdict().items() if name not in (*RolloutBufferSamples._fields, "mask")}
+    if others:
+        # A buffer of the user's own may hold more than the policy asks for
+        asked = inspect.signature(policy.evaluate_actions).parameters
+        others = {name: value for name, value in others.items() if name in asked}
     with unchanged(policy.action_dist):
         values, log_prob, entropy = policy.evaluate_actions(batch.observations, actions, **others)
     if (real := real_samples(batch)) is None:

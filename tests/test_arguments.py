@@ -98,10 +98,21 @@ def test_a_truncated_minibatch_is_announced():
         dict(var_coef_bounds=[3.0, 3.0], var_coef="auto_3.0"),
         dict(batch_size=1, n_steps=1, normalize_advantage=False),
         dict(ent_coef=-0.01, clip_range=None, target_kl=None),
+        dict(max_grad_norm=float("inf"), target_kl=float("inf")),
     ],
 )
 def test_what_is_allowed(kwargs):
     R2VPO("MlpPolicy", "CartPole-v1", **kwargs)
+
+
+def test_infinite_limits_are_none():
+    def weights(**limits):
+        model = R2VPO("MlpPolicy", "Pendulum-v1", n_steps=64, seed=0, **limits).learn(128)
+        return np.concatenate([p.detach().numpy().ravel() for p in model.policy.parameters()])
+
+    infinite = weights(max_grad_norm=float("inf"), target_kl=float("inf"))
+    np.testing.assert_array_equal(infinite, weights(max_grad_norm=1e9))
+    assert (infinite != weights()).any()
 
 
 @pytest.mark.parametrize("integer", [np.int64, np.uint8])

@@ -47,6 +47,25 @@ def parameters_after_training(model: R2VPO) -> dict:
     return {name: x for name, x in model.policy.state_dict().items()} | {"dual": model.dual.value.clone()}
 
 
+def test_what_fails_leaves_the_model_as_it_was():
+    model = make_model()
+    with pytest.raises(KeyError):
+        model.learning_rate = lambda progress: {}[progress]
+    model.learn(64)
+    model.clip_range = None
+    with pytest.raises(TypeError, match="R2VPO has no clipping"):
+        model.clip_range = 0.2
+
+
+def test_a_schedule_of_ones_own_stays_when_something_else_is_assigned():
+    model = make_model()
+    model.lr_schedule = lambda progress: 1e-5
+    model.ent_coef = 0.01
+    assert model.lr_schedule(1.0) == 1e-5
+    model.learning_rate = 1e-3
+    assert model.lr_schedule(1.0) == 1e-3
+
+
 def test_each_argument_is_decided():
     arguments = inspect.signature(R2VPO.__init__).parameters.keys()
     assert arguments == CHANGES.keys() | BUILT_WITH | {"self", "policy", "env", "clip_range", "_init_setup_model"}

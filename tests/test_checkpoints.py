@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import CallbackList, ConvertCallback
+from stable_baselines3.common.callbacks import CallbackList, CheckpointCallback, ConvertCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_r2vpo import R2VPO, NonFiniteObservationError, NonFiniteUpdateError, ResumableCheckpointCallback
+from sb3_r2vpo.checkpoints import load_checkpoint
 from sb3_r2vpo.files import check_model_file
 
 ROLLOUT = 64
@@ -88,6 +89,27 @@ def test_a_few_are_kept_and_the_newest_whole_one_is_taken(tmp_path, recwarn):
     with pytest.warns(UserWarning):
         assert train(tmp_path, 6 * ROLLOUT, keep=None).num_timesteps == 6 * ROLLOUT
     assert steps_in(tmp_path) == [3 * ROLLOUT, 4 * ROLLOUT, 5 * ROLLOUT, 6 * ROLLOUT]
+
+
+def test_a_damaged_one_that_is_ahead_takes_nobodys_place(tmp_path, recwarn):
+    (tmp_path / "rl_model_1000_steps.zip").write_bytes(b"PK")
+    train(tmp_path, 3 * ROLLOUT, keep=1)
+    assert ResumableCheckpointCallback(tmp_path).newest() == tmp_path / f"rl_model_{3 * ROLLOUT}_steps.zip"
+    assert steps_in(tmp_path) == [3 * ROLLOUT, 1000]
+
+
+def test_what_sb3s_callback_has_saved_is_left_alone(tmp_path):
+    plain = CheckpointCallback(ROLLOUT // 4, str(tmp_path))
+    env = VecNormalize(make_vec_env("Pendulum-v1", 2, seed=0))
+    model = PPO("MlpPolicy", env, n_steps=ROLLOUT // 2, batch_size=32)
+    model.learn(2 * ROLLOUT, [plain, ResumableCheckpointCallback(tmp_path, save_freq=ROLLOUT // 2, keep=1)])
+    # In the middle of a rollout there are SB3's, between two ours came last
+    assert steps_in(tmp_path) == [ROLLOUT // 2, 3 * ROLLOUT // 2, 2 * ROLLOUT]
+    newest = ResumableCheckpointCallback(tmp_path).newest()
+    newest.unlink()
+    assert newest.name == f"rl_model_{2 * ROLLOUT}_steps.zip" and ResumableCheckpointCallback(tmp_path).newest() is None
+    with pytest.raises(ValueError, match=r"rl_model_32_steps\.zip is no checkpoint of a `ResumableCheckpointCallback`"):
+        load_checkpoint(tmp_path / "rl_model_32_steps.zip", PPO, env)
 
 
 def test_another_training_in_the_folder_is_not_mixed_with(tmp_path):

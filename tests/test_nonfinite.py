@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.envs import SimpleMultiObsEnv
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
@@ -129,6 +130,26 @@ def test_only_the_bad_minibatch_is_skipped():
     after = state_of(model)
     assert all(np.isfinite(x).all() for x in after)
     assert any((x != y).any() for x, y in zip(before, after, strict=True))
+
+
+class MissingValues(gym.ObservationWrapper):
+    """A sensor that is not there."""
+
+    def observation(self, observation):
+        return np.array([*observation[:-1], np.nan], dtype=np.float32)
+
+
+class WithoutMissingValues(FlattenExtractor):
+    def forward(self, observations):
+        return th.nan_to_num(super().forward(observations))
+
+
+def test_nan_that_the_features_extractor_expects_is_no_error():
+    arguments = dict(n_steps=64, seed=0, policy_kwargs=dict(features_extractor_class=WithoutMissingValues))
+    model = R2VPO("MlpPolicy", MissingValues(gym.make("Pendulum-v1")), **arguments).learn(128)
+    assert model.num_timesteps == 128 and all(th.isfinite(p).all() for p in model.policy.parameters())
+    with pytest.raises(NonFiniteObservationError, match="`observations` of environment 0, at step 0"):
+        R2VPO("MlpPolicy", MissingValues(gym.make("Pendulum-v1")), n_steps=64).learn(64)
 
 
 @pytest.fixture

@@ -1,3 +1,5 @@
+from typing import NamedTuple
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -48,6 +50,32 @@ class HalfBuffer(RolloutBuffer):
 
     def get(self, batch_size=None):
         yield from list(super().get(batch_size))[: self.buffer_size // batch_size // 2]
+
+
+class WeightedSamples(NamedTuple):
+    observations: th.Tensor
+    actions: th.Tensor
+    old_values: th.Tensor
+    old_log_prob: th.Tensor
+    advantages: th.Tensor
+    returns: th.Tensor
+    weights: th.Tensor
+
+
+class WeightedBuffer(RolloutBuffer):
+    """Has one thing more for each sample."""
+
+    def _get_samples(self, batch_inds, env=None):
+        return WeightedSamples(*super()._get_samples(batch_inds, env), weights=th.ones(len(batch_inds)))
+
+
+def test_what_the_policy_does_not_ask_for_stays_in_the_buffer():
+    plain, weighted = (
+        R2VPO("MlpPolicy", "Pendulum-v1", n_steps=64, seed=0, rollout_buffer_class=buffer).learn(128)
+        for buffer in (None, WeightedBuffer)
+    )
+    for x, y in zip(plain.policy.parameters(), weighted.policy.parameters(), strict=True):
+        assert th.equal(x, y)
 
 
 def test_a_buffer_with_its_own_get_is_asked_for_it():

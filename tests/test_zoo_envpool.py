@@ -67,6 +67,8 @@ def test_atari(tmp_path):
     model = R2VPO.load(tmp_path / "logs" / "r2vpo" / "Breakout-v5_1" / "Breakout-v5.zip")
     assert model.policy_class is ActorCriticCnnPolicy and model.observation_space.shape == (4, 84, 84)
 
+    resumed = r2vpo("train", "--env", "Breakout-v5", "--resume", "-n", "96", *evaluation, cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
     watched = r2vpo("enjoy", "--env", "Breakout-v5", "-n", "100", "--env-kwargs", "max_episode_steps:50", cwd=tmp_path)
     assert watched.returncode == 0, watched.stderr
     assert "Mean episode length: 50.00" in watched.stdout

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch as th
 import yaml
+from stable_baselines3 import A2C
 from stable_baselines3.common.monitor import load_results
 
 pytest.importorskip("rl_zoo3")
@@ -135,7 +136,9 @@ def test_nothing_to_resume_is_one_sentence(r2vpo):
         (["--env", "Fragile-v0"], "There is nothing to resume: logs/r2vpo has no run of Fragile-v0"),
         ([], "`--resume` must be followed by the folder of a run, or --env say of what"),
         (["--env", "Fragile-v0", "-i", "a.zip"], "`--resume` and `--trained-agent` do not go together: it begins a new run"),
+        (["--env", "Fragile-v0", "--trained-agent=a.zip"], "`--resume` and `--trained-agent` do not go together"),
         (["--env", "Fragile-v0", "-optimize"], "`--resume` and `--optimize-hyperparameters` do not go together"),
+        (["--env", "Fragile-v0", "--optimize"], "`--resume` and `--optimize-hyperparameters` do not go together"),
     ):
         with pytest.raises(SystemExit, match=re.escape(sentence)):
             r2vpo("train", *arguments, "--resume")
@@ -156,6 +159,53 @@ def test_what_a_resumed_run_cannot_change(r2vpo):
         with pytest.raises(SystemExit, match="Fragile-v0_1 is still being trained by another process"):
             r2vpo("train", "--resume", str(RUN), "-n", "512")
     assert {path: path.read_bytes() for path in RUN.rglob("*") if path.is_file()} == before
+
+
+def test_what_libraries_write_into_the_hyperparameters_is_no_change(r2vpo):
+    # RL Zoo writes `gamma` into the one, A2C its optimizer into the other
+    dictionaries = ["normalize:dict(norm_obs=True,norm_reward=False)", "policy_kwargs:dict(net_arch=[8])", "gamma:0.98"]
+    train = ["train", "--algo", "a2c", "--env", "CartPole-v1", "--eval-freq", "-1"]
+    r2vpo(*train, "-n", "128", "-params", *dictionaries)
+    r2vpo(*train[:5], "--resume", "-n", "256")
+    assert A2C.load("logs/a2c/CartPole-v1_1/CartPole-v1.zip").num_timesteps >= 256
+
+
+def test_an_evaluation_of_other_episodes_is_refused_before_training(r2vpo):
+    r2vpo(*TRAIN, *EVALUATED, "-n", "256")
+    with pytest.raises(SystemExit, match="`--eval-episodes` is 3 and was 2: a resumed run keeps it"):
+        r2vpo("train", "--gym-packages", "fragile", "--resume", str(RUN), "-n", "512", "--eval-episodes", "3")
+    assert ResumableCheckpointCallback(RUN).newest().name == "rl_model_256_steps.zip"
+
+
+def test_a_search_is_not_the_latest_run(r2vpo):
+    r2vpo(*TRAIN, "--eval-freq", "-1", "-n", "128")
+    r2vpo(*TRAIN, "--optimize", "--n-trials", "1", "-n", "128", "--n-evaluations", "1", "--eval-episodes", "1")
+    r2vpo("train", "--gym-packages", "fragile", "--env", "Fragile-v0", "--resume", "-n", "256")
+    assert R2VPO.load(RUN / "Fragile-v0.zip").num_timesteps == 256
+
+
+def test_other_algorithms_keep_rl_zoos_checkpoints(r2vpo):
+    r2vpo("train", "--algo", "dqn", "--env", "CartPole-v1", "-n", "200", "--eval-freq", "-1", "--save-freq", "100")
+    saved = Path("logs/dqn/CartPole-v1_1").glob("rl_model_*_steps.zip")
+    assert {path.name for path in saved} == {"rl_model_100_steps.zip", "rl_model_200_steps.zip"}
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+def test_a_checkpoint_is_shown_with_its_own_statistics(r2vpo, monkeypatch, deleted):
+    from stable_baselines3.common.vec_env import VecNormalize
+
+    r2vpo(*TRAIN, "--eval-freq", "-1", "--save-freq", "128", "-n", "512")
+    if deleted:
+        # As after a kill
+        (RUN / "Fragile-v0/vecnormalize.pkl").unlink()
+    shown, load = [], VecNormalize.load
+    monkeypatch.setattr(VecNormalize, "load", lambda path, env: shown.append(load(path, env)) or shown[-1])
+    show = ["enjoy", "--gym-packages", "fragile", "--env", "Fragile-v0", "-n", "10"]
+    r2vpo(*show, "--load-checkpoint", "128")
+    r2vpo(*show, "--load-last-checkpoint")
+    for normalizer, steps in zip(shown, (128, 512), strict=True):
+        expected = statistics_of(RUN / f"rl_model_{steps}_steps.zip").obs_rms
+        np.testing.assert_array_equal(normalizer.obs_rms.var, expected.var)
 
 
 def test_a_checkpoint_has_its_statistics_with_it(r2vpo, recwarn):

@@ -135,6 +135,7 @@ def test_a_search_begins_with_the_entry(tmp_path):
     other = dict(policy_kwargs=dict(net_arch=[32], activation_fn=nn.ELU), var_coef=0.5, target_var=lambda progress: 0.1)
     params = first_trial(other, n_actions=0, n_envs=1)
     assert not {"net_arch", "activation_fn", "log_std_init", "target_var"} & set(params) and params["var_coef"] == 0.5
+    assert "net_arch" not in first_trial(dict(policy_kwargs=dict(net_arch=dict(pi=[64]))), n_actions=0, n_envs=1)
     study = search(tmp_path, hyperparams={"n_steps": 64, "learning_rate": 2e-3}, n_trials=1)
     assert study.trials[0].params.items() >= dict(n_steps_pow=6, learning_rate=2e-3, learning_rate_schedule="constant").items()
 

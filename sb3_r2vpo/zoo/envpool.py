@@ -17,7 +17,7 @@ from rl_zoo3.utils import create_test_env as create_gymnasium_test_env
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_r2vpo.envpool_vec_env import EnvPoolVecEnv, check_env_id, import_envpool
-from sb3_r2vpo.zoo import replace_in_zoo
+from sb3_r2vpo.zoo import replace_in_zoo, trained_agents
 from sb3_r2vpo.zoo.arguments import take
 from sb3_r2vpo.zoo.experiment import R2VPOExperimentManager
 from sb3_r2vpo.zoo.masks import with_masks
@@ -45,20 +45,19 @@ class EnvPoolExperimentManager(R2VPOExperimentManager):
             # RL Zoo goes by Gymnasium's registry
             self._is_atari, self.deterministic_eval = True, False
 
-    def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _adapt_hyperparameters(self, hyperparams: dict[str, Any], saved_hyperparams: dict[str, Any]) -> None:
         """
         Atari's entry without its wrappers: EnvPool scales and stacks frames itself. Rewards are clipped in training;
         an episode is a whole game, not a life.
 
-        :return: The hyperparameters, and those to be saved
+        :param hyperparams: The hyperparameters, to be changed in place
+        :param saved_hyperparams: Those to be saved, likewise
         """
-        hyperparams, saved_hyperparams = super().read_hyperparameters()
         if self._is_atari and hyperparams.get("env_wrapper") == ATARI_WRAPPER:
             for entries in (hyperparams, saved_hyperparams):
                 del entries["env_wrapper"]
                 entries.pop("frame_stack", None)
             self.env_kwargs = {"reward_clip": True, **self.env_kwargs}
-        return hyperparams, saved_hyperparams
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
         """
@@ -192,6 +191,7 @@ def create_test_env(
         else:
             # EnvPoolVecEnv's observations are float32
             kwargs["hyperparams"]["env_wrapper"] = [{"gymnasium.wrappers.DtypeObservation": {"dtype": "float32"}}]
+    stats_path = trained_agents.statistics_folder() or stats_path
     env = create_gymnasium_test_env(env_id, stats_path=stats_path, log_dir=log_dir, env_kwargs=env_kwargs, **kwargs)
     return with_masks(env)
 

@@ -1,5 +1,6 @@
 """RL Zoo's experiment manager, for runs that survive what ends them: see `resuming`."""
 
+import copy
 import pickle
 import shutil
 import sys
@@ -18,7 +19,13 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from sb3_r2vpo.checkpoints import ResumableCheckpointCallback, load_checkpoint, statistics_of, time_of
 from sb3_r2vpo.files import claim_folder, write_file
 from sb3_r2vpo.workers import n_processes
-from sb3_r2vpo.zoo.resuming import check_same_hyperparameters, keep_episodes_until, lock_run, save_arguments
+from sb3_r2vpo.zoo.resuming import (
+    check_same_evaluation,
+    check_same_hyperparameters,
+    keep_episodes_until,
+    lock_run,
+    save_arguments,
+)
 
 
 class LastingExperimentManager(ExperimentManager):
@@ -45,23 +52,33 @@ class LastingExperimentManager(ExperimentManager):
         :return: The model and its hyperparameters, ``None`` when they are to be searched for
         """
         self._claimed: Path | None = None
+        experiment = None
         try:
-            return super().setup_experiment()
-        except BaseException:
-            # It would be the latest run, and there is nothing in it
-            if self._claimed is not None:
+            experiment = super().setup_experiment()
+        finally:
+            # After an error, and in a search: it would be the latest run, and there is nothing in it
+            if experiment is None and self._claimed is not None:
                 shutil.rmtree(self._claimed, ignore_errors=True)
-            raise
+        return experiment
 
     def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
         hyperparams, saved_hyperparams = super().read_hyperparameters()
+        # RL Zoo and SB3 write into the dictionaries in them
+        saved_hyperparams = copy.deepcopy(saved_hyperparams)
+        self._adapt_hyperparameters(hyperparams, saved_hyperparams)
         if self.resumed_run is not None:
             check_same_hyperparameters(Path(self.params_path), saved_hyperparams)
         return hyperparams, saved_hyperparams
 
+    def _adapt_hyperparameters(self, hyperparams: dict[str, Any], saved_hyperparams: dict[str, Any]) -> None:
+        """
+        :param hyperparams: The hyperparameters, to be changed in place
+        :param saved_hyperparams: Those to be saved, likewise
+        """
+
     def create_log_folder(self) -> None:
         """
-        :raises ValueError: When the run to go on with is finished, or still being trained
+        :raises ValueError: When the run to go on with is finished, still being trained, or was evaluated otherwise
         """
         if self.resumed_run is None:
             if not self.args.uuid:
@@ -75,14 +92,17 @@ class LastingExperimentManager(ExperimentManager):
                 raise ValueError(
                     f"There is nothing to resume: {self.save_path} has ended after {done} timesteps (-n N for more)"
                 )
+            if self.eval_freq > 0:
+                check_same_evaluation(self.resumed_run, self.n_eval_episodes)
             keep_episodes_until(self.resumed_run, time_of(self.trained_agent))
 
     def create_callbacks(self) -> None:
+        if self.optimize_hyperparameters or not issubclass(ALGOS[self.algo], OnPolicyAlgorithm):
+            super().create_callbacks()
+            return
         # RL Zoo's checkpoints have no statistics
         save_freq, self.save_freq = self.save_freq, -1
         super().create_callbacks()
-        if self.optimize_hyperparameters or not issubclass(ALGOS[self.algo], OnPolicyAlgorithm):
-            return
         self.checkpoints = ResumableCheckpointCallback(
             self.save_path,
             save_freq=max(save_freq // self.n_envs, 1) if save_freq > 0 else None,

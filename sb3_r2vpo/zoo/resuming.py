@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from huggingface_sb3 import EnvironmentName
 from rl_zoo3.utils import get_latest_run_id
@@ -20,15 +21,10 @@ from stable_baselines3.common.monitor import Monitor
 from sb3_r2vpo.checkpoints import ResumableCheckpointCallback
 from sb3_r2vpo.files import write_file
 from sb3_r2vpo.zoo import ALGO
-from sb3_r2vpo.zoo.arguments import take
+from sb3_r2vpo.zoo.arguments import is_search, take
 
 #: Of a run, beside RL Zoo's files of its configuration
 ARGUMENTS = "arguments.json"
-#: What cannot be said together with `--resume`, and why
-NOT_WITH_RESUME = {
-    ("-i", "--trained-agent"): "it begins a new run",
-    ("-optimize", "--optimize-hyperparameters"): "a study goes on whenever its command is given",
-}
 
 
 def take_resume(arguments: list[str], folder: str) -> tuple[list[str], Path | None]:
@@ -41,9 +37,12 @@ def take_resume(arguments: list[str], folder: str) -> tuple[list[str], Path | No
     """
     if "--resume" not in arguments:
         return arguments, None
-    for names, reason in NOT_WITH_RESUME.items():
-        if set(names) & set(arguments):
-            raise ValueError(f"`--resume` and `{names[-1]}` do not go together: {reason}")
+    if take(("-i", "--trained-agent"), arguments)[0] is not None:
+        raise ValueError("`--resume` and `--trained-agent` do not go together: it begins a new run")
+    if is_search(arguments):
+        raise ValueError(
+            "`--resume` and `--optimize-hyperparameters` do not go together: a study goes on whenever its command is given"
+        )
     position = arguments.index("--resume")
     is_named = position + 1 < len(arguments) and not arguments[position + 1].startswith("-")
     others = arguments[:position] + arguments[position + 1 + is_named :]
@@ -104,6 +103,21 @@ def check_same_hyperparameters(config: Path, hyperparams: dict[str, Any]) -> Non
     if changed:
         changes = ", ".join(f"`{key}` is {hyperparams.get(key)!r} and was {before.get(key)!r}" for key in changed)
         raise ValueError(f"A resumed run keeps its hyperparameters, but {changes}: begin a new run with its agent (-i)")
+
+
+def check_same_evaluation(run: Path, n_episodes: int) -> None:
+    """
+    :param run: Folder of a run
+    :param n_episodes: How many episodes an evaluation is to have
+    :raises ValueError: When those that are there have another number, which one table cannot hold
+    """
+    file = run / "evaluations.npz"
+    if not file.exists():
+        return
+    with np.load(file) as evaluations:
+        before = evaluations["results"].shape[1]
+    if n_episodes != before:
+        raise ValueError(f"`--eval-episodes` is {n_episodes} and was {before}: a resumed run keeps it")
 
 
 def keep_episodes_until(run: Path, time: float) -> None:

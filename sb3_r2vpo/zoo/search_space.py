@@ -137,8 +137,8 @@ def first_trial(entry: dict[str, Any], n_actions: int, n_envs: int) -> dict[str,
         params["target_var"] = auto_target_var(spaces.Box(-1.0, 1.0, (n_actions,)), arguments["n_steps"] * n_envs)
     params |= {name: float(np.clip(value, *RANGES[name])) for name, value in params.items() if name in RANGES}
     layers = policy_kwargs.get("net_arch", [64, 64])
-    if isinstance(layers, dict) and layers["pi"] == layers["vf"]:
-        layers = layers["pi"]
+    if isinstance(layers, dict) and layers.get("pi") == layers.get("vf"):
+        layers = layers.get("pi")
     activation = policy_kwargs.get("activation_fn", nn.Tanh)
     params |= {"net_arch": name for name in NETWORKS if NETWORKS[name] == layers}  # noqa: B035 (one at most)
     params |= {"activation_fn": name for name in ACTIVATIONS if ACTIVATIONS[name] is activation}  # noqa: B035

@@ -28,8 +28,8 @@ from scores import (
 DOCS = Path(__file__).parent.parent / "docs"
 #: A task on which PPO ends below has not been learned by it: there is nothing to be reached
 LEARNED = 20.0
-#: With which the rule for λ was found, in the small regime
-SEEDS_OF_THE_RULE = (0, 1)
+#: With which the rule for λ was found, in a regime or, with large updates, its smallest λ
+SEEDS_OF_THE_RULE = {"small": (0, 1), "small_staggered": (0, 1), "large_staggered": (0, 1, 2)}
 
 
 def write_report(records: list[Record]) -> None:
@@ -75,10 +75,11 @@ def sections(comparisons: list[Comparison], records: list[Record]) -> Iterable[s
         yield one_regime(comparison)
         if text := quiet_rollouts(comparison, records):
             yield text
-        if comparison.regime.startswith("small"):
-            fresh = compare([r for r in records if r["seed"] not in SEEDS_OF_THE_RULE], comparison.regime)
+        if used := SEEDS_OF_THE_RULE.get(comparison.regime):
+            fresh = compare([record for record in records if record["seed"] not in used], comparison.regime)
             if fresh is not None:
-                yield f"### Only seeds that the rule for λ was not found with\n\n{aggregate_tables(fresh)}"
+                size = comparison.regime.split("_")[0].capitalize()
+                yield f"### {size} updates: only seeds that the rule for λ was not found with\n\n{aggregate_tables(fresh)}"
 
 
 def table(corner: str, columns: Iterable[str], rows: Iterable[tuple[str, Sequence[str]]]) -> str:

@@ -252,7 +252,7 @@ def one_regime(c: Comparison) -> str:
     notes = [
         f"Seeds: {', '.join(f'{algorithm} {len(seeds)}' for algorithm, seeds in c.seeds.items())}. {len(c.tasks)} tasks.",
         f"Without results yet, and not counted: {', '.join(missing)}." if missing else "",
-        f"Left out, as not all tasks have been run: {', '.join(c.left_out)}." if c.left_out else "",
+        f"Left out, for tasks or seeds that have not been run: {', '.join(c.left_out)}." if c.left_out else "",
         on_cards(c),
     ]
     parts = [f"## {name[0].upper()}{name[1:]}", " ".join(note for note in notes if note)]

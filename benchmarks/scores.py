@@ -76,7 +76,7 @@ class Comparison:
     :param regime: Name of the regime
     :param tasks: Those on which every algorithm has been run
     :param seeds: By algorithm, those that it has on all these tasks
-    :param left_out: Algorithms without results on some of the tasks
+    :param left_out: Algorithms without results on some of the tasks, or with one seed where others have several
     :param records: By algorithm, task, seed
     """
 
@@ -142,8 +142,10 @@ def compare(records: list[Record], regime: str) -> Comparison | None:
         return None
     every_seed = {seed for *_, seed in by_run}
     seeds = {a: [s for s in sorted(every_seed) if all((a, task, s) in by_run for task in tasks)] for a in present}
-    left_out = [algorithm for algorithm in present if not seeds[algorithm]]
-    seeds = {algorithm: common for algorithm, common in seeds.items() if common}
+    # One seed says nothing beside several
+    at_least = min(2, max(map(len, seeds.values())))
+    left_out = [algorithm for algorithm in present if len(seeds[algorithm]) < at_least]
+    seeds = {algorithm: common for algorithm, common in seeds.items() if algorithm not in left_out and common}
     kept = {(a, task, s): by_run[a, task, s] for a, common in seeds.items() for task in tasks for s in common}
     return Comparison(regime, tasks, seeds, left_out, kept) if seeds else None
 

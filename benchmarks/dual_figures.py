@@ -186,7 +186,6 @@ def held_table(records: list[Record]) -> str:
         settled = [share[len(share) // 8 :] for share in shares]
         mean, beyond = (np.mean([measure(share) for share in settled]) for measure in (np.mean, above))
         largest = max(share.max() for share in settled)
-
         later = [np.mean([correlation_with_later(np.log(share), lag) for share in settled]) for lag in LAGS]
         cells = [f"{mean:.2f}", percent(beyond), f"{largest:.1f}", *(f"{value:+.2f}" for value in later)]
         rows.append((f"{task}, {UPDATE_BY_UPDATE[regime]} ({len(runs)} seeds)", cells))

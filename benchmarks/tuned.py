@@ -41,8 +41,8 @@ def n_seeds(environment: str) -> int:
 
 def is_compiled(environment: str, algorithm: str, seed: int) -> bool:
     """
-    SB3's PPO takes a quarter of an hour for 1M steps. Of MuJoCo and Box2D it trains the first seed, whose time counts, and
-    what computes the same in a third of the time (tested in tests/test_benchmark_tuned.py) the others.
+    SB3's PPO is slow on MuJoCo and Box2D. There it trains the first seed, whose time counts, and what computes the same,
+    faster (tested in tests/test_benchmark_tuned.py), the others.
 
     :param environment: Its id
     :param algorithm: RL Zoo's name of it

@@ -145,7 +145,7 @@ def compare(records: list[Record], regime: str) -> Comparison | None:
     # One seed says nothing beside several
     at_least = min(2, max(map(len, seeds.values())))
     left_out = [algorithm for algorithm in present if len(seeds[algorithm]) < at_least]
-    seeds = {algorithm: common for algorithm, common in seeds.items() if algorithm not in left_out and common}
+    seeds = {algorithm: common for algorithm, common in seeds.items() if algorithm not in left_out}
     kept = {(a, task, s): by_run[a, task, s] for a, common in seeds.items() for task in tasks for s in common}
     return Comparison(regime, tasks, seeds, left_out, kept) if seeds else None
 

@@ -259,10 +259,19 @@ def is_checkpoint(path: str | Path) -> bool:
     :param path: A model file
     :return: Whether a training can go on from it
     """
+    return part_of(path, PLACE) is not None
+
+
+def part_of(path: str | Path, name: str) -> bytes | None:
+    """
+    :param path: A model file
+    :param name: Of a file in it
+    :return: What is in that; ``None`` where there is no such file
+    """
     if not zipfile.is_zipfile(path):
-        return False
+        return None
     with zipfile.ZipFile(path) as archive:
-        return PLACE in archive.namelist()
+        return archive.read(name) if name in archive.namelist() else None
 
 
 def statistics_of(path: str | Path) -> VecNormalize | None:
@@ -270,8 +279,8 @@ def statistics_of(path: str | Path) -> VecNormalize | None:
     :param path: A model file
     :return: The ``VecNormalize`` wrapper that is in it, still without environments, if it is a checkpoint and has one
     """
-    with zipfile.ZipFile(path) as archive:
-        return pickle.loads(archive.read(STATISTICS)) if STATISTICS in archive.namelist() else None
+    statistics = part_of(path, STATISTICS)
+    return None if statistics is None else pickle.loads(statistics)
 
 
 def time_of(path: str | Path) -> float:
@@ -292,11 +301,10 @@ def load_checkpoint(path: str | Path, algorithm: type[Algorithm], env: VecEnv, *
     :return: The model, with its statistics in the environment
     :raises ValueError: When it is no checkpoint, or only one of it and the environment has ``VecNormalize`` statistics
     """
-    if not is_checkpoint(path):
+    place_of, statistics = part_of(path, PLACE), part_of(path, STATISTICS)
+    if place_of is None:
         raise ValueError(f"{path} is no checkpoint of a `ResumableCheckpointCallback`")
-    with zipfile.ZipFile(path) as archive:
-        statistics = archive.read(STATISTICS) if STATISTICS in archive.namelist() else None
-        place = json.loads(archive.read(PLACE))
+    place = json.loads(place_of)
     model = algorithm.load(path, env, **kwargs)
     if (statistics is None) != (model.get_vec_normalize_env() is None):
         has, has_not = ("environment", path) if statistics is None else (path, "environment")

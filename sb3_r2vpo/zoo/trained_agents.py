@@ -1,14 +1,13 @@
 """Finding a trained agent, or saying what there is instead."""
 
 import tempfile
-import zipfile
 from pathlib import Path
 from typing import Any
 
 from huggingface_sb3 import EnvironmentName
 from rl_zoo3.utils import get_model_path as get_zoo_model_path
 
-from sb3_r2vpo.checkpoints import STATISTICS
+from sb3_r2vpo.checkpoints import STATISTICS, part_of
 from sb3_r2vpo.files import check_model_file
 
 #: With the statistics of the checkpoint that is shown; gone when Python ends
@@ -43,12 +42,9 @@ def take_statistics(path: str) -> None:
     """
     global _statistics
     _statistics = None
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        if STATISTICS in archive.namelist():
-            _statistics = tempfile.TemporaryDirectory()
-            archive.extract(STATISTICS, _statistics.name)
+    if (statistics := part_of(path, STATISTICS)) is not None:
+        _statistics = tempfile.TemporaryDirectory()
+        Path(_statistics.name, STATISTICS).write_bytes(statistics)
 
 
 def statistics_folder() -> str | None:

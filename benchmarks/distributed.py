@@ -2,7 +2,7 @@
 Training in several processes: speed, and what of the time is communication.
 
     python benchmarks/distributed.py run       # writes benchmarks/results/distributed_cpu.json
-    python benchmarks/distributed.py report    # the table of README.md
+    python benchmarks/distributed.py report    # the table of docs/distributed.md
 
 Each process has one core, on which its EnvPool threads are pinned too. Weak scaling: each has as much to do as one alone,
 environments and part of a minibatch. Strong scaling: all together have. Apart: trainings that have nothing to do with each
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch as th
-from readme import README, replace_in
+from readme import DOCS, replace_in
 
 RESULTS = Path(__file__).parent / "results" / "distributed_cpu.json"
 ENV_ID = "HalfCheetah-v5"
@@ -218,7 +218,7 @@ def modelled_seconds(results: dict[str, Any], workload: str, n: int) -> float:
 
 
 def report() -> None:
-    """Put the table into the README."""
+    """Put the table into docs/distributed.md."""
     results = json.loads(RESULTS.read_text())
     lines = [
         "| network, its minibatch | processes | steps per second | of the time: rollout | update | communication in both |",
@@ -247,7 +247,7 @@ def report() -> None:
         f"{busy}{results['machine']}, {results['date']}, torch {results['torch']}. A model, not a measurement, of more "
         f"processes with as much to do each, from the parts of two on one machine: {'; '.join(curves)}."
     )
-    replace_in(README, "distributed", "\n".join(lines) + f"\n\n{sentence}")
+    replace_in(DOCS / "distributed.md", "distributed", "\n".join(lines) + f"\n\n{sentence}")
 
 
 if __name__ == "__main__":

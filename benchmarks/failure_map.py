@@ -12,8 +12,8 @@ from typing import Any
 import learning
 import numpy as np
 from protocol import Run
-from readme import replace_in
-from report import DOCS, table
+from readme import DOCS, replace_in
+from report import table
 from runs import Record, common_changes, load, run_arguments, run_missing
 from scores import SCORES
 

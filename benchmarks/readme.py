@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 README = Path(__file__).parent.parent / "README.md"
+DOCS = README.parent / "docs"
 
 
 def replace_in(file: Path, name: str, text: str) -> None:

@@ -2,13 +2,13 @@
 Learning of RecurrentR2VPO beside sb3-contrib's RecurrentPPO where the velocities are hidden, with RL Zoo's hyperparameters.
 
     python benchmarks/recurrent.py run       # appends each finished run to benchmarks/results/recurrent.jsonl, resumable
-    python benchmarks/recurrent.py report    # the table of README.md
+    python benchmarks/recurrent.py report    # the tables of docs/contrib.md
 """
 
 import argparse
 from pathlib import Path
 
-from readme import README, replace_in
+from readme import DOCS, replace_in
 from tuned import load, returns_table, run_missing, times_table
 from zoo_training import Training
 
@@ -33,4 +33,4 @@ if __name__ == "__main__":
     else:
         records = load(RESULTS)
         tables = [make(records, ENVIRONMENTS, LABELS) for make in (returns_table, times_table)]
-        replace_in(README, "recurrent", "\n\n".join(tables))
+        replace_in(DOCS / "contrib.md", "recurrent", "\n\n".join(tables))

@@ -2,12 +2,11 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import figures
 import numpy as np
 from protocol import ALGORITHMS, EARLIER_DEFAULTS, IN_STEP, REGIMES, STAGGERED, TASKS_OF, THREE_TASKS
-from readme import README, replace_in
+from readme import DOCS, README, replace_in
 from runs import Record
 from scores import (
     AGGREGATES,
@@ -25,7 +24,6 @@ from scores import (
     spreads,
 )
 
-DOCS = Path(__file__).parent.parent / "docs"
 #: A task on which PPO ends below has not been learned by it: there is nothing to be reached
 LEARNED = 20.0
 #: With which the rule for λ was found, in a regime or, with large updates, its smallest λ

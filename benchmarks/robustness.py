@@ -13,8 +13,8 @@ import numpy as np
 from figures import save
 from matplotlib.figure import Figure
 from protocol import THREE_TASKS, Run
-from readme import replace_in
-from report import DOCS, table
+from readme import DOCS, replace_in
+from report import table
 from runs import Record, common_changes, load, run_arguments, run_missing
 from scores import SCORES
 

@@ -3,7 +3,7 @@ Speed of R2VPO beside SB3's PPO and SBX's (JAX), all in one run on one machine.
 
     python benchmarks/speed.py run                  # writes benchmarks/results/speed_<device>.json
     python benchmarks/speed.py run --device cuda
-    python benchmarks/speed.py plot                 # docs/images/speed.png, the tables of README.md
+    python benchmarks/speed.py plot                 # docs/images/speed.png, the tables of docs/speed.md and README.md
 
 Every implementation runs in a process of its own, with one thread for its arithmetic. The processes take turns, so
 that a machine whose speed drifts does not favour one.
@@ -27,7 +27,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from readme import README, replace_in
+from readme import DOCS, README, replace_in
 from tqdm import tqdm
 
 ROOT = Path(__file__).parent.parent
@@ -531,7 +531,7 @@ def rollout_table(results: dict[str, Any]) -> str:
 
 
 def plot() -> None:
-    """Draw the bars of the CPU results and put the tables into the README."""
+    """Draw the bars of the CPU results and write the tables."""
     from matplotlib.figure import Figure
 
     results = json.loads((RESULTS / "speed_cpu.json").read_text())
@@ -548,9 +548,10 @@ def plot() -> None:
         ax.set(title=task, xlabel="environment steps per second")
     figure.savefig(PICTURE, dpi=120)
     tables = (minibatch_table(results, "cpu"), end_to_end_table(results), rollout_table(results), footprint_sentence(results))
-    replace_in(README, "speed", "\n\n".join(tables))
+    replace_in(DOCS / "speed.md", "speed", "\n\n".join(tables))
+    replace_in(README, "speed", tables[1])
     results = json.loads((RESULTS / "speed_cuda.json").read_text())
-    replace_in(README, "speed_cuda", minibatch_table(results, "cuda") + "\n\n" + cuda_sentence(results))
+    replace_in(DOCS / "speed.md", "speed_cuda", minibatch_table(results, "cuda") + "\n\n" + cuda_sentence(results))
 
 
 def cuda_sentence(results: dict[str, Any]) -> str:

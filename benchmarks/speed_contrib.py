@@ -1,7 +1,7 @@
 """
 Speed of the gradient step with action masks and with an LSTM beside sb3-contrib's MaskablePPO and RecurrentPPO.
 
-    python benchmarks/speed_contrib.py          # writes benchmarks/results/speed_contrib.json and the README's table
+    python benchmarks/speed_contrib.py          # writes benchmarks/results/speed_contrib.json and the table of docs/contrib.md
 
 The models take turns in one process with one thread, and the time is that of the processor: neither a machine whose speed
 drifts nor one that has other things to do favours one.
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch as th
-from readme import README, replace_in
+from readme import DOCS, replace_in
 from sb3_contrib import MaskablePPO, RecurrentPPO
 from sb3_contrib.common.envs import InvalidActionEnvDiscrete
 from speed import machine
@@ -120,4 +120,4 @@ if __name__ == "__main__":
         milliseconds=milliseconds,
     )
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    replace_in(README, "speed_contrib", table(results))
+    replace_in(DOCS / "contrib.md", "speed_contrib", table(results))

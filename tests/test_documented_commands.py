@@ -1,4 +1,4 @@
-"""What README and examples tell a user to type works."""
+"""What README, docs and examples tell a user to type works."""
 
 import re
 import subprocess
@@ -13,8 +13,12 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
+PAGES = "\n".join([README, *(page.read_text() for page in sorted((ROOT / "docs").glob("*.md")))])
+
+
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+    """Blocks of code, each once."""
+    return list(dict.fromkeys(re.findall(rf"```{language}\n(.*?)```", PAGES, flags=re.DOTALL)))
 
 
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
@@ -26,16 +30,16 @@ def test_examples(example, tmp_path):
 
 
 @pytest.mark.parametrize("code", blocks("python"))
-def test_python_of_the_readme(code, tmp_path, monkeypatch):
+def test_documented_python(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     learn = R2VPO.learn
     monkeypatch.setattr(
         R2VPO, "learn", lambda self, total_timesteps, **kwargs: learn(self, min(total_timesteps, 64), **kwargs)
     )
-    exec(compile(code, "README.md", "exec"), {})
+    exec(compile(code, "documentation", "exec"), {})
 
 
-def test_make_targets_of_the_readme():
+def test_documented_make_targets():
     commands = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("make ")]
     assert commands
     for command in commands:
@@ -52,3 +56,18 @@ def test_every_argument_of_r2vpo_is_in_the_table():
         import inspect
 
         assert eval(default) == inspect.signature(R2VPO.__init__).parameters[name].default, name
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub makes of the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\((?!http)([^)]+)\)", page.read_text()):
+        name, _, anchor = link.replace("\n", " ").partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link

@@ -211,6 +211,14 @@ def correlation_with_later(values: np.ndarray, lag: int) -> float:
     return float((deviations[lag:] * deviations[:-lag]).mean() / deviations.var())
 
 
+def without_value(algorithm: str) -> str:
+    """
+    :param algorithm: Name of an algorithm, which may end with the value of its knob
+    :return: The name without it
+    """
+    return algorithm.rstrip(" .0123456789")
+
+
 def mean_by_value(records: list[Record], algorithm: str, knob: str, score: str) -> dict[float, float]:
     """
     :param records: Results of knobs, of one regime and task
@@ -244,7 +252,7 @@ def draw_knobs(records: list[Record], knobs: Knobs) -> None:
             ax.grid(alpha=0.3)
         row[0].set_ylim(0, None)
     for ax, algorithm in zip(axes[0], present, strict=True):
-        ax.set_title(f"{algorithm.removesuffix(' 0.2')}: {knobs[algorithm][0]}", fontsize="medium")
+        ax.set_title(f"{without_value(algorithm)}: {knobs[algorithm][0]}", fontsize="medium")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     save(figure, "dual_knobs")
 
@@ -262,7 +270,7 @@ def knob_table(records: list[Record], knobs: Knobs) -> str:
             returns = [by_place[place].get(value) for place in by_place]
             if any(r is not None for r in returns):
                 cells = ["–" if r is None else f"{r:.0f}" for r in returns]
-                rows.append((f"{algorithm.removesuffix(' 0.2')}, {knob} {value:g}", cells))
+                rows.append((f"{without_value(algorithm)}, {knob} {value:g}", cells))
     columns = [f"{task}, {regime.replace('_', ' ')}" for regime, task in places(records)]
     return table("return of the training policy", columns, rows)
 

@@ -19,10 +19,10 @@ COLORS = {
     "SPO 0.4": "#33B18C",
     "SPO 0.8": "#66C2A5",
     "R2VPO fixed 0.3": "#56B4E9",
-    "R2VPO fixed": "#0072B2",
+    "R2VPO fixed 1": "#0072B2",
     "R2VPO": "#D55E00",
 }
-LINES = {"PPO 0.1": ":", "PPO 0.3": "--", "SPO 0.4": "-.", "SPO 0.8": "--", "R2VPO fixed 0.3": "-.", "R2VPO fixed": "--"}
+LINES = {"PPO 0.1": ":", "PPO 0.3": "--", "SPO 0.4": "-.", "SPO 0.8": "--", "R2VPO fixed 0.3": "-.", "R2VPO fixed 1": "--"}
 LABELS = {
     "large_staggered": "large updates (256 × 256)",
     "middle_staggered": "between (256 × 64)",

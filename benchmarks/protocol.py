@@ -98,7 +98,7 @@ ALGORITHMS = {
     "SPO 0.4": Algorithm(SPO, dict(clip_range=0.4), n_seeds=3),
     "SPO 0.8": Algorithm(SPO, dict(clip_range=0.8), n_seeds=3),
     "R2VPO fixed 0.3": Algorithm(R2VPO, dict(var_coef=0.3, ratio_penalty="two_sided"), n_seeds=3),
-    "R2VPO fixed": Algorithm(R2VPO, dict(var_coef=1.0, ratio_penalty="two_sided"), n_seeds=5),
+    "R2VPO fixed 1": Algorithm(R2VPO, dict(var_coef=1.0, ratio_penalty="two_sided"), n_seeds=5),
     "R2VPO": Algorithm(R2VPO, {}, n_seeds=5, defaults_count=True),
 }
 

@@ -12,18 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from dual_figures import write_report
-from protocol import REGIMES, Run
-from runs import common_changes, load, run_arguments, run_missing
+from protocol import ALGORITHMS, REGIMES, Run
+from runs import Record, common_changes, load, run_arguments, run_missing
 
 RESULTS = Path(__file__).parent / "results" / "dual_dynamics.jsonl"
 #: The probe's records are of another kind
 PROBED = RESULTS.with_name("ratios.jsonl")
-#: The learning benchmark's, whose runs of R2VPO are looked at here too
+#: The learning benchmark's, whose runs are looked at here too
 TRAINED = RESULTS.with_name("learning.jsonl")
 TWO_TASKS = ("CheetahRun", "FingerSpin")
 #: What is run without being asked for another
-DEFAULT_REGIMES = ("small", "large")
-STARTS = ("auto_0.05", "auto_0.2", "auto_1.0", "auto_2.0")
+DEFAULT_REGIMES = ("small_staggered", "large_staggered")
+#: Of λ, from its lower bound to its upper one
+STARTS = ("auto_0.15", "auto_0.3", "auto_1.0", "auto_2.0")
 #: Each algorithm's own knob, over two orders of magnitude where it has them. SPO's best is not on the grid of the others
 KNOBS: dict[str, tuple[str, tuple[float, ...]]] = {
     "R2VPO": ("target_var", (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)),
@@ -56,6 +57,19 @@ def runs_of(args: argparse.Namespace, variants: list[tuple[str, dict[str, Any]]]
     ]
 
 
+def of_the_study(record: Record) -> Record:
+    """
+    :param record: A run of the learning benchmark
+    :return: The same as one of this study: the benchmark's algorithms differ by the value of a knob, or are R2VPO,
+        which begins with λ = 1
+    """
+    algorithm = ALGORITHMS[record["algorithm"]]
+    for name, (knob, _) in KNOBS.items():
+        if ALGORITHMS[name].make is algorithm.make and knob in algorithm.arguments:
+            return {**record, "algorithm": name, "changes": {knob: algorithm.arguments[knob]}}
+    return {**record, "changes": {"var_coef": "auto_1.0"}}
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["run", "report"])
@@ -65,7 +79,13 @@ if __name__ == "__main__":
     args = parser.parse_args()
     probed = PROBED if args.results == RESULTS else args.results.with_suffix(".ratios.jsonl")
     if args.command == "report":
-        write_report(load(args.results), load(probed), KNOBS, load(TRAINED))
+        trained = load(TRAINED)
+        chosen = [r for r in trained if r["task"] in args.tasks and r["seed"] in args.seeds and not r["changes"]]
+        records, probes = (
+            [record for record in found if record["regime"] in args.regimes]
+            for found in (load(args.results) + [of_the_study(record) for record in chosen], load(probed))
+        )
+        write_report(records, probes, KNOBS, trained)
     else:
         for name in args.sets:
             results, script = (probed, "probe.py") if name == "ratios" else (args.results, "training.py")

@@ -7,7 +7,7 @@ import probe
 import pytest
 import robustness
 import torch as th
-from dual_dynamics import KNOBS
+from dual_dynamics import KNOBS, of_the_study
 from gymnasium import spaces
 from peers import BrakedUpdater, ClippedUpdater
 from protocol import Run, configuration
@@ -177,6 +177,21 @@ def test_dual_report(tmp_path, monkeypatch):
     pictures = {path.name for path in tmp_path.glob("*.png")}
     assert pictures == {"dual_starts.png", "dual_knobs.png", "dual_ratios.png", "dual_kept.png"}
     assert all(f"images/{picture}" in text for picture in pictures)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "expected"),
+    [
+        ("PPO 0.3", ("PPO 0.2", {"clip_range": 0.3})),
+        ("SPO 0.8", ("SPO 0.2", {"clip_range": 0.8})),
+        ("R2VPO fixed 0.3", ("R2VPO fixed 1", {"var_coef": 0.3})),
+        ("TRPO", ("TRPO", {"target_kl": 0.003})),
+        ("R2VPO", ("R2VPO", {"var_coef": "auto_1.0"})),
+    ],
+)
+def test_runs_of_the_benchmark_are_points_of_the_study(algorithm, expected):
+    point = of_the_study(record_of(algorithm, {}, final=100.0))
+    assert (point["algorithm"], point["changes"]) == expected
 
 
 def test_knobs_are_arguments():

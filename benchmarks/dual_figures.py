@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,12 +9,12 @@ from figures import COLORS, LINES, save
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from probe import ADVANTAGES, DISTANCES, LOG_RATIOS
-from readme import replace_in
+from readme import DOCS, replace_in
 from report import percent, table
 from runs import Record
 from scores import SCORES
 
-REPORT = Path(__file__).parent.parent / "docs" / "dual_dynamics.md"
+REPORT = DOCS / "dual_dynamics.md"
 #: Rollouts of 256 steps go through an episode of 1000 in four
 LAGS = (1, 2, 4)
 #: The regimes in which a point of the series is one update, and how they are told apart
@@ -143,7 +142,7 @@ def start_table(records: list[Record]) -> str:
     :return: How soon the constraint holds, how it is violated, how much λ swings
     """
     rows = []
-    for record in records:
+    for record in sorted(records, key=lambda r: (r["regime"], r["task"], r["seed"], start_of(r["changes"]["var_coef"]))):
         variance, var_coef = series(record, "ratio_variance_last_epoch"), series(record, "var_coef")
         violation = variance / bound_of(record, len(variance)) - 1
         head = f"{record['regime']} {record['task']} seed {record['seed']} from {start_of(record['changes']['var_coef']):g}"

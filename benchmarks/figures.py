@@ -1,14 +1,13 @@
 """The pictures of the learning benchmark."""
 
-from pathlib import Path
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from protocol import IN_STEP, REGIMES
+from readme import DOCS
 from scores import AGGREGATES, MAX_RETURN, SCORES, Comparison, aggregates, iqm_curves, profiles
 
-IMAGES = Path(__file__).parent.parent / "docs" / "images"
+IMAGES = DOCS / "images"
 #: Told apart by the colour-blind (Okabe and Ito), the ε of PPO and SPO and the two λ of R2VPO by their lines as well
 COLORS = {
     "PPO 0.1": "#666666",

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 from figures import save
 from matplotlib.figure import Figure
-from readme import README, replace_in
+from readme import DOCS, README, replace_in
 from report import table
 from runs import Record, read, run_side_by_side
 from zoo_training import Training, as_json, entry
 
 RESULTS = Path(__file__).parent / "results" / "tuned.jsonl"
-REPORT = Path(__file__).parent.parent / "docs" / "tuned.md"
+REPORT = DOCS / "tuned.md"
 ALGORITHMS = ("r2vpo", "ppo", "trpo")
 LABELS = {"r2vpo": "R2VPO", "ppo": "PPO (SB3)", "trpo": "TRPO (sb3-contrib)"}
 COLORS = {"r2vpo": "#D55E00", "ppo": "#000000", "trpo": "#E69F00"}

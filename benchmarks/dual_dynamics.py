@@ -27,7 +27,7 @@ DEFAULT_REGIMES = ("small_staggered", "large_staggered")
 STARTS = ("auto_0.15", "auto_0.3", "auto_1.0", "auto_2.0")
 #: Each algorithm's own knob, over two orders of magnitude where it has them. SPO's best is not on the grid of the others
 KNOBS: dict[str, tuple[str, tuple[float, ...]]] = {
-    "R2VPO": ("target_var", (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)),
+    "R2VPO": ("target_var", (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)),
     "R2VPO fixed 1": ("var_coef", (0.1, 0.3, 0.5, 1.0, 2.0, 5.0)),
     "PPO 0.2": ("clip_range", (0.03, 0.1, 0.2, 0.3, 1.0)),
     "SPO 0.2": ("clip_range", (0.03, 0.1, 0.2, 0.3, 0.4, 0.8, 1.0)),

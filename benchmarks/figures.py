@@ -38,7 +38,10 @@ def legend(figure: Figure, axes: list[Axes]) -> None:
     :param axes: What it explains
     """
     handles = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=len(COLORS))
+    labels = sorted(handles, key=list(COLORS).index)
+    # The longest label with its line is 1.7 inches wide
+    columns = int(figure.get_figwidth() / 1.7)
+    figure.legend([handles[label] for label in labels], labels, loc="outside upper center", ncols=columns)
 
 
 def save(figure: Figure, name: str) -> None:

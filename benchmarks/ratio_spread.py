@@ -10,15 +10,15 @@ import numpy as np
 import pandas as pd
 import torch as th
 from matplotlib.figure import Figure
+from readme import DOCS
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_r2vpo import R2VPO, RatioHistogramCallback
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "ratio_spread.csv"
-PICTURE = ROOT / "docs" / "images" / "ratio_spread.png"
+RESULTS = Path(__file__).parent / "results" / "ratio_spread.csv"
+PICTURE = DOCS / "images" / "ratio_spread.png"
 ALGORITHMS = {"PPO": PPO, "R2VPO": R2VPO}
 COLORS = {"PPO": "tab:gray", "R2VPO": "tab:red"}
 N_ENVS = 8

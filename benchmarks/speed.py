@@ -30,9 +30,8 @@ from typing import Any
 from readme import DOCS, README, replace_in
 from tqdm import tqdm
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
-PICTURE = ROOT / "docs" / "images" / "speed.png"
+RESULTS = Path(__file__).parent / "results"
+PICTURE = DOCS / "images" / "speed.png"
 
 N_ENVS = 8
 N_EPOCHS = 10

@@ -14,14 +14,27 @@ COLORS = {
     "PPO 0.2": "#000000",
     "PPO 0.3": "#999999",
     "TRPO": "#E69F00",
+    "TRPO 0.03": "#F0E442",
     "SPO 0.2": "#009E73",
+    "SPO 0.3": "#1AA580",
     "SPO 0.4": "#33B18C",
     "SPO 0.8": "#66C2A5",
     "R2VPO fixed 0.3": "#56B4E9",
+    "R2VPO fixed 0.5": "#2C93CE",
     "R2VPO fixed 1": "#0072B2",
     "R2VPO": "#D55E00",
 }
-LINES = {"PPO 0.1": ":", "PPO 0.3": "--", "SPO 0.4": "-.", "SPO 0.8": "--", "R2VPO fixed 0.3": "-.", "R2VPO fixed 1": "--"}
+LINES = {
+    "PPO 0.1": ":",
+    "PPO 0.3": "--",
+    "TRPO 0.03": "--",
+    "SPO 0.3": ":",
+    "SPO 0.4": "-.",
+    "SPO 0.8": "--",
+    "R2VPO fixed 0.3": "-.",
+    "R2VPO fixed 0.5": ":",
+    "R2VPO fixed 1": "--",
+}
 LABELS = {
     "large_staggered": "large updates (256 × 256)",
     "middle_staggered": "between (256 × 64)",

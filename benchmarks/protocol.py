@@ -94,10 +94,13 @@ ALGORITHMS = {
     "PPO 0.2": Algorithm(PPO, dict(clip_range=0.2), n_seeds=5),
     "PPO 0.3": Algorithm(PPO, dict(clip_range=0.3), n_seeds=5),
     "TRPO": Algorithm(TRPO, dict(target_kl=0.003), n_seeds=3, defaults_count=True),
+    "TRPO 0.03": Algorithm(TRPO, dict(target_kl=0.03), n_seeds=3, defaults_count=True),
     "SPO 0.2": Algorithm(SPO, dict(clip_range=0.2), n_seeds=3),
+    "SPO 0.3": Algorithm(SPO, dict(clip_range=0.3), n_seeds=3),
     "SPO 0.4": Algorithm(SPO, dict(clip_range=0.4), n_seeds=3),
     "SPO 0.8": Algorithm(SPO, dict(clip_range=0.8), n_seeds=3),
     "R2VPO fixed 0.3": Algorithm(R2VPO, dict(var_coef=0.3, ratio_penalty="two_sided"), n_seeds=3),
+    "R2VPO fixed 0.5": Algorithm(R2VPO, dict(var_coef=0.5, ratio_penalty="two_sided"), n_seeds=3),
     "R2VPO fixed 1": Algorithm(R2VPO, dict(var_coef=1.0, ratio_penalty="two_sided"), n_seeds=5),
     "R2VPO": Algorithm(R2VPO, {}, n_seeds=5, defaults_count=True),
 }

@@ -288,8 +288,19 @@ def time_of(path: str | Path) -> float:
     :param path: A checkpoint
     :return: When it was where it is, in seconds since the epoch
     """
-    with zipfile.ZipFile(path) as archive:
-        return json.loads(archive.read(PLACE))["time"]
+    return stored_place(path)["time"]
+
+
+def stored_place(path: str | Path) -> dict[str, Any]:
+    """
+    :param path: A checkpoint
+    :return: When and where it was made: ``time`` and ``log_dir``
+    :raises ValueError: When it is no checkpoint
+    """
+    place = part_of(path, PLACE)
+    if place is None:
+        raise ValueError(f"{path} is no checkpoint of a `ResumableCheckpointCallback`")
+    return json.loads(place)
 
 
 def load_checkpoint(path: str | Path, algorithm: type[Algorithm], env: VecEnv, **kwargs: Any) -> Algorithm:
@@ -301,10 +312,7 @@ def load_checkpoint(path: str | Path, algorithm: type[Algorithm], env: VecEnv, *
     :return: The model, with its statistics in the environment
     :raises ValueError: When it is no checkpoint, or only one of it and the environment has ``VecNormalize`` statistics
     """
-    place_of, statistics = part_of(path, PLACE), part_of(path, STATISTICS)
-    if place_of is None:
-        raise ValueError(f"{path} is no checkpoint of a `ResumableCheckpointCallback`")
-    place = json.loads(place_of)
+    place, statistics = stored_place(path), part_of(path, STATISTICS)
     model = algorithm.load(path, env, **kwargs)
     if (statistics is None) != (model.get_vec_normalize_env() is None):
         has, has_not = ("environment", path) if statistics is None else (path, "environment")

@@ -452,7 +452,7 @@ class R2VPO(OnPolicyAlgorithm):
         if self.target_var == "auto":
             target_var = auto_target_var(self.action_space, self._rollout_size)
         else:
-            target_var = max(self._value_now("target_var", self.target_var), MIN_TARGET_VAR)
+            target_var = self._value_now("target_var", self.target_var)
         if not self.dual.learned:
             # Should λ be learned later, the first step to be measured is the last one
             self.signal.remember(self.policy)

@@ -9,7 +9,7 @@ ENV ?= HalfCheetah-v5
 STEPS ?= 3000000
 # What two cores do fastest: many of EnvPool's environments, large minibatches, a small network
 FAST = --vec-env envpool -params n_envs:64 n_steps:64 batch_size:512 n_epochs:16 \
-	"policy_kwargs:'dict(log_std_init=-1, activation_fn=nn.ReLU)'"
+	"learning_rate:'lin_0.001'" "policy_kwargs:'dict(log_std_init=-1, activation_fn=nn.ReLU)'"
 SEED ?= 0
 LOGS ?= logs
 

@@ -26,8 +26,8 @@ from scores import (
 
 #: A task on which PPO ends below has not been learned by it: there is nothing to be reached
 LEARNED = 20.0
-#: With which the rule for λ was found, in a regime; with small staggered updates that for quiet rollouts too (seed 4), with large
-#: ones its smallest λ
+#: With which the rule for λ was found, in a regime: with small staggered updates that for quiet rollouts too (seed 4), with
+#: large ones its smallest λ
 SEEDS_OF_THE_RULE = {"small": (0, 1), "small_staggered": (0, 1, 4), "large_staggered": (0, 1, 2)}
 
 

@@ -94,8 +94,8 @@ def returns_table(records: list[Record]) -> str:
         rows.append((f"seed {record['seed']}", [*(f"{value:,.0f}" for value in values), f"{record['wall_seconds'] / 60:.1f}"]))
     n_above = sum(record["mean_returns"][-1] > MARK for record in records)
     return table("`make train`", headings, rows) + (
-        f"\n\n{n_above} of {len(records)} seeds end above {MARK:,}, which RL Zoo publishes for its tuned PPO, but "
-        "after 3M steps in the place of 1M, and on a newer version of the environment."
+        f"\n\n{n_above} of {len(records)} seeds end, after 3M steps, above {MARK:,}, which RL Zoo publishes for its tuned PPO "
+        "after 1M,\non an older version of the environment."
     )
 
 

@@ -143,7 +143,7 @@ def write_report(records: list[Record]) -> None:
     picture = "![Return over learning rate and epochs](images/robustness.png)"
     caption = (
         f"Return of the training policy in the small regime, {n_runs} runs, at most {n_seeds} for each point and "
-        "algorithm. Bold in\nthe picture: within 10 % of the best of both algorithms on that task. Colour: share of that best."
+        "algorithm.\nBold in the picture: within 10 % of the best of both algorithms on that task. Colour: share of that best."
     )
     replace_in(DOCS / "learning.md", "robustness", "\n\n".join([picture, caption, plateau_table(records, tasks)]))
 

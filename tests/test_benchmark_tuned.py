@@ -117,4 +117,4 @@ def test_make_train_counts_seeds_above_the_mark(tmp_path, monkeypatch):
     assert [record["seed"] for record in loaded] == [0, 1]
     table = make_train.returns_table(loaded)
     assert "| seed 0 | 5,800 | 5,790 | 5,800 | 4.0 |" in table
-    assert "1 of 2 seeds end above 5,819" in table
+    assert "1 of 2 seeds end, after 3M steps, above 5,819" in table

@@ -37,7 +37,7 @@ from sb3_r2vpo.zoo.experiment import R2VPOExperimentManager
 from sb3_r2vpo.zoo.hyperparameters import named_schedules
 from sb3_r2vpo.zoo.lasting import LastingExperimentManager
 from sb3_r2vpo.zoo.repeated import mean_of_trainings, take_trainings_per_trial
-from sb3_r2vpo.zoo.search_space import convert_r2vpo_params, first_trial, sample_r2vpo_params
+from sb3_r2vpo.zoo.search_space import N_FREE, convert_r2vpo_params, first_trial, sample_r2vpo_params, trials_around
 from sb3_r2vpo.zoo.study import FINISHED, run_trials
 from sb3_r2vpo.zoo.study_storage import find_study, find_trial, open_storage
 
@@ -138,6 +138,21 @@ def test_a_search_begins_with_the_entry(tmp_path):
     assert "net_arch" not in first_trial(dict(policy_kwargs=dict(net_arch=dict(pi=[64]))), n_actions=0, n_envs=1)
     study = search(tmp_path, hyperparams={"n_steps": 64, "learning_rate": 2e-3}, n_trials=1)
     assert study.trials[0].params.items() >= dict(n_steps_pow=6, learning_rate=2e-3, learning_rate_schedule="constant").items()
+
+
+def test_a_search_goes_on_around_the_entry(tmp_path):
+    first = first_trial(dict(n_steps=64, learning_rate=2e-3), n_actions=0, n_envs=1)
+    around = trials_around(first, 9, seed=0)
+    assert all(params.items() <= first.items() and len(first) - len(params) <= N_FREE for params in around)
+    # Each value has its turn
+    assert set.union(*(first.keys() - params.keys() for params in around)) == set(first)
+
+    entry = {"n_steps": 64, "learning_rate": 2e-3, "max_grad_norm": 0.7}
+    study = search(tmp_path / "tpe", hyperparams=entry, n_trials=4, n_startup_trials=3)
+    kept = [sum(t.params[name] == study.trials[0].params[name] for name in first if name in t.params) for t in study.trials]
+    assert kept[0] == len(first) and all(len(first) - N_FREE <= n for n in kept[:3]) and kept[3] < len(first) - N_FREE
+    study = search(tmp_path / "random", hyperparams=entry, n_trials=2, n_startup_trials=3, sampler="random")
+    assert study.trials[1].params["learning_rate"] != 2e-3 and study.trials[1].params["max_grad_norm"] != 0.7
 
 
 def test_tpe_samples_conditional_hyperparameters_jointly(tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from sb3_r2vpo.zoo.lasting import LastingExperimentManager
 from sb3_r2vpo.zoo.learning_curve import draw_learning_curve
 from sb3_r2vpo.zoo.masks import with_masks
 from sb3_r2vpo.zoo.repeated import mean_of_trainings
-from sb3_r2vpo.zoo.search_space import first_trial
+from sb3_r2vpo.zoo.search_space import first_trial, trials_around
 from sb3_r2vpo.zoo.study import run_trials
 from sb3_r2vpo.zoo.study_report import draw_study, print_summary, write_report
 from sb3_r2vpo.zoo.study_storage import find_study, find_trial, open_storage
@@ -181,9 +181,21 @@ class R2VPOExperimentManager(LastingExperimentManager):
                 study.set_user_attr(key, str(self._hyperparams[key]))
 
         if self.algo in ALGOS and not study.get_trials(deepcopy=False):
-            study.enqueue_trial(first_trial(self._hyperparams, self.n_actions, self.n_envs), skip_if_exists=True)
+            self._begin_with_the_entry(study)
         run_trials(study, self.objective, self.n_trials, self.max_total_trials, self.n_jobs)
         self._report(study)
+
+    def _begin_with_the_entry(self, study: optuna.Study) -> None:
+        """
+        The environment's entry is the first trial of a new study, and where it is TPE that samples, trials around it are
+        those that it begins to learn from.
+
+        :param study: A study without trials
+        """
+        first = first_trial(self._hyperparams, self.n_actions, self.n_envs)
+        n_first = min(self.n_startup_trials, self.max_total_trials or self.n_trials) if self.sampler == "tpe" else 1
+        for params in [first, *trials_around(first, n_first - 1, self.seed)]:
+            study.enqueue_trial(params, skip_if_exists=True)
 
     def _report(self, study: optuna.Study) -> None:
         print_summary(study)

@@ -4,6 +4,7 @@ exploration noise, and a learning rate that stays or falls.
 """
 
 import inspect
+import itertools
 import math
 from typing import Any
 
@@ -37,6 +38,8 @@ MAX_GRAD_NORM = (0.3, 5.0)
 LOG_STD_INIT = (-2.5, 0.5)
 NETWORKS = {"tiny": [64], "small": [64, 64], "medium": [256, 256]}
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
+#: How many values of the entry a trial around it leaves to the sampler
+N_FREE = 3
 
 
 def register_search_space() -> None:
@@ -145,6 +148,22 @@ def first_trial(entry: dict[str, Any], n_actions: int, n_envs: int) -> dict[str,
     if n_actions > 0:
         params["log_std_init"] = float(np.clip(policy_kwargs.get("log_std_init", 0.0), *LOG_STD_INIT))
     return params
+
+
+def trials_around(first: dict[str, Any], n_trials: int, seed: int | None) -> list[dict[str, Any]]:
+    """
+    What a search goes on with: the first trial again, with a few of its values left to the sampler. Every value has its turn.
+    Drawn anew all together, over so many dimensions, they hardly ever come near what is already known to be good.
+
+    :param first: Parameters of the first trial
+    :param n_trials: How many
+    :param seed: Of the order in which the values have their turn
+    :return: Parameters of each trial
+    """
+    rng = np.random.default_rng(seed)
+    turns = itertools.chain.from_iterable(rng.permutation(list(first)) for _ in itertools.count())
+    free = [set(itertools.islice(turns, N_FREE)) for _ in range(n_trials)]
+    return [{name: value for name, value in first.items() if name not in names} for names in free]
 
 
 def nearest_power(number: int, powers: tuple[int, int]) -> int:

@@ -185,6 +185,10 @@ class R2VPOExperimentManager(LastingExperimentManager):
         run_trials(study, self.objective, self.n_trials, self.max_total_trials, self.n_jobs)
         self._report(study)
 
+    @property
+    def _n_trials_of_study(self) -> int:
+        return self.max_total_trials or self.n_trials
+
     def _begin_with_the_entry(self, study: optuna.Study) -> None:
         """
         The environment's entry is the first trial of a new study, and where it is TPE that samples, trials around it are
@@ -193,13 +197,13 @@ class R2VPOExperimentManager(LastingExperimentManager):
         :param study: A study without trials
         """
         first = first_trial(self._hyperparams, self.n_actions, self.n_envs)
-        n_first = min(self.n_startup_trials, self.max_total_trials or self.n_trials) if self.sampler == "tpe" else 1
+        n_first = min(self.n_startup_trials, self._n_trials_of_study) if self.sampler == "tpe" else 1
         for params in [first, *trials_around(first, n_first - 1, self.seed)]:
             study.enqueue_trial(params, skip_if_exists=True)
 
     def _report(self, study: optuna.Study) -> None:
         print_summary(study)
-        search = f"{self.max_total_trials or self.n_trials}-trials-{self.n_timesteps}-{self.sampler}-{self.pruner}"
+        search = f"{self._n_trials_of_study}-trials-{self.n_timesteps}-{self.sampler}-{self.pruner}"
         path = Path(self.log_folder) / self.algo / f"report_{self.env_name}_{search}_{int(time.time())}"
         written = write_report(study, path)
         if not self.no_optim_plots:

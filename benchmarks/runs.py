@@ -92,7 +92,8 @@ def run_side_by_side(
                     continue
                 append(results, record)
                 bar.write(f"{name(run)}: {record['wall_seconds']:.0f} s")
-        except KeyboardInterrupt:
+        except BaseException:
+            # Else leaving the pool runs them all, and appends none
             pool.shutdown(cancel_futures=True)
             raise
     if failed:
@@ -182,5 +183,6 @@ def name(run: Any) -> str:
     :return: Its name
     """
     changes = "".join(f" {argument}={value}" for argument, value in getattr(run, "changes", {}).items())
-    what = " ".join(value for field, value in run._asdict().items() if field not in ("seed", "changes"))
+    fields = {field: value for field, value in run._asdict().items() if field not in ("seed", "changes")}
+    what = " ".join(field if value is True else value for field, value in fields.items() if value is not False)
     return f"{what}{changes} seed {run.seed}".strip()

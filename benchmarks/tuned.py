@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from readme import DOCS, README, replace_in
 from report import table
 from runs import Record, read, run_side_by_side
-from zoo_training import Training, as_json, entry
+from zoo_training import Training, as_json, defaults, entry
 
 RESULTS = Path(__file__).parent / "results" / "tuned.jsonl"
 REPORT = DOCS / "tuned.md"
@@ -69,13 +69,22 @@ def all_trainings(args: argparse.Namespace) -> list[Training]:
 def load(results: Path) -> list[Record]:
     """
     :param results: The results file
-    :return: Its records, without those of other hyperparameters than the present ones
+    :return: Its records, without those of hyperparameters or defaults that are not the present ones
     """
     records = read(results)
-    current = [record for record in records if record["entry"] == as_json(entry(training_of(record)))]
+    current = [record for record in records if is_current(record)]
     if len(current) < len(records):
         print(f"{results.name}: {len(records) - len(current)} runs of earlier entries do not count", file=sys.stderr)
     return current
+
+
+def is_current(record: Record) -> bool:
+    """
+    :param record: A record
+    :return: Whether it would still be run with these hyperparameters; early records do not have R2VPO's defaults
+    """
+    now = {"entry": as_json(entry(training_of(record))), **defaults(training_of(record))}
+    return all(record.get(what, value) == value for what, value in now.items())
 
 
 def training_of(record: Record) -> Training:

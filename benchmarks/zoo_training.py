@@ -7,7 +7,6 @@ One training through RL Zoo, with its entry of hyperparameters, evaluated as RL 
 import argparse
 import datetime
 import json
-import os
 import sys
 import tempfile
 import time
@@ -19,6 +18,7 @@ import rl_zoo3
 import torch as th
 import yaml
 from peers import PPO
+from protocol import defaults_of
 from rl_zoo3.utils import ALGOS as ZOO_ALGOS
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
@@ -26,6 +26,7 @@ from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 from training import learning_curve, rounded
 
+from sb3_r2vpo import R2VPO
 from sb3_r2vpo.zoo import ALGOS, hyperparameter_file, register
 from sb3_r2vpo.zoo.experiment import R2VPOExperimentManager
 
@@ -96,6 +97,14 @@ def entry(training: Training) -> dict[str, Any]:
     raise ValueError(f"{file} has no entry for {training.environment}")
 
 
+def defaults(training: Training) -> dict[str, Any]:
+    """
+    :param training: A training
+    :return: What its record says of R2VPO's defaults, which its entry says nothing of; nothing where it is another algorithm's
+    """
+    return {"defaults": as_json(defaults_of(R2VPO))} if training.algorithm == "r2vpo" else {}
+
+
 def train(training: Training) -> dict[str, Any]:
     """
     :param training: A training
@@ -128,6 +137,7 @@ def train(training: Training) -> dict[str, Any]:
     return {
         **training._asdict(),
         "entry": as_json(entry(training)),
+        **defaults(training),
         "date": datetime.date.today().isoformat(),
         "timesteps": model.num_timesteps,
         "wall_seconds": rounded(wall),
@@ -167,5 +177,4 @@ def as_json(value: Any) -> Any:
 if __name__ == "__main__":
     # What RL Zoo and the libraries print is not the record
     sys.stdout, stdout = sys.stderr, sys.stdout
-    os.environ["OMP_NUM_THREADS"] = "1"
     print(json.dumps(train(Training(**json.loads(sys.argv[1])))), file=stdout)

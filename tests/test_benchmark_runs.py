@@ -29,6 +29,14 @@ def test_only_what_is_missing_is_run(tmp_path, monkeypatch):
     assert len(asked) == len(RUNS) - 1
 
 
+def test_what_cannot_be_appended_ends_the_others(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(runs, "run_in_process", lambda run, script, device: started.append(run) or {"not JSON": object()})
+    with pytest.raises(TypeError):
+        runs.run_side_by_side(RUNS * 10, [1.0] * 40, tmp_path / "results.jsonl", 1, "training.py")
+    assert len(started) < 40
+
+
 def test_a_run_with_other_arguments_is_another(tmp_path, monkeypatch):
     results, asked = tmp_path / "results.jsonl", []
     monkeypatch.setattr(runs, "run_in_process", lambda run, script, device: asked.append(run) or record_of(run))

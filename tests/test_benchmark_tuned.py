@@ -7,6 +7,7 @@ import figures
 import make_train
 import numpy as np
 import pytest
+import runs
 import stable_baselines3
 import tuned
 from torch import nn
@@ -44,6 +45,30 @@ def test_runs_with_other_hyperparameters_do_not_count(tmp_path, capsys):
     assert "1 runs of earlier entries do not count" in capsys.readouterr().err
 
 
+def test_runs_with_other_defaults_do_not_count(tmp_path):
+    assert "defaults" not in tuned.defaults(Training("Hopper-v5", "ppo", 100))
+    present = tuned.defaults(Training("Hopper-v5", "r2vpo", 100))
+    earlier = {"defaults": {**present["defaults"], "var_coef_bounds": [0.05, 2.0]}}
+    records = [record_of("r2vpo", 100, 1.0, **present), record_of("r2vpo", 101, 1.0, **earlier)]
+    assert [tuned.is_current(record) for record in records] == [True, False]
+
+
+def test_only_what_is_missing_is_run_and_named(tmp_path, monkeypatch, capsys):
+    results, asked = tmp_path / "tuned.jsonl", []
+    trainings = [Training("Hopper-v5", "ppo", 100), Training("Hopper-v5", "ppo", 101, compiled=True)]
+    done = [*trainings, Training("Hopper-v5", "r2vpo", 100)]
+
+    def run(training, script, device):
+        asked.append(training)
+        return record_of(training.algorithm, training.seed, 1.0, compiled=training.compiled)
+
+    monkeypatch.setattr(runs, "run_in_process", run)
+    tuned.run_missing(trainings, results, n_jobs=1)
+    tuned.run_missing(done, results, n_jobs=1)
+    assert asked == done and len(tuned.load(results)) == 3
+    assert "Hopper-v5 ppo compiled seed 101: 120 s" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("ours, tuned_", [((2000, 2200, 2100, 2000, 2200), True), ((1900, 2000, 1900, 2000, 2200), False)])
 def test_an_entry_is_tuned_where_all_seeds_say_that_it_is_not_behind(ours, tuned_):
     peers = [record_of(name, 100 + i, mean) for name, mean in {"ppo": 2100, "trpo": 1600}.items() for i in range(5)]
@@ -56,6 +81,13 @@ def test_the_marks_in_the_file_are_those_that_the_results_earn():
     marked = set(re.findall(r"^# Tuned\n([\w-]+):", hyperparameter_file().read_text(), flags=re.MULTILINE))
     records = tuned.load(tuned.RESULTS)
     assert marked == {environment for environment in tuned.ENVIRONMENTS if tuned.is_tuned(records, environment)}
+
+
+@pytest.mark.parametrize("page", [tuned.README, tuned.REPORT])
+def test_the_tables_are_those_of_the_results(page):
+    records = tuned.load(tuned.RESULTS)
+    environments = [e for e in tuned.ENVIRONMENTS if any(record["environment"] == e for record in records)]
+    assert tuned.returns_table(records, environments) in page.read_text()
 
 
 def test_the_peer_that_is_compiled_computes_what_sb3s_does():

@@ -12,7 +12,8 @@ class RatioHistogramCallback(BaseCallback):
     the policy after the rollout's updates against the policy that collected it. Works with any of SB3's on-policy
     algorithms, so R2VPO's soft brake can be looked at beside PPO's clip.
 
-    Costs one forward pass per rollout.
+    Costs one forward pass per rollout. As with SB3's own ``train/`` values, the last update of ``learn`` comes too late to be
+    written.
 
     :param verbose: Verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
     """

@@ -19,6 +19,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import TensorBoardOutputFormat, configure
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
+from sb3_r2vpo.arguments import check_integer
 from sb3_r2vpo.files import check_model_file, remove_partial_files, write_file
 from sb3_r2vpo.workers import own_rank
 
@@ -79,8 +80,8 @@ class ResumableCheckpointCallback(BaseCallback):
     ):
         super().__init__(verbose)
         for name, value in (("save_freq", save_freq), ("keep", keep)):
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` is {value!r}: it must be None or an integer >= 1")
+            if value is not None:
+                check_integer(name, value, minimum=1)
         self.save_path = Path(save_path)
         self.save_freq = save_freq
         self.keep = keep

@@ -73,7 +73,12 @@ def check_policy(model: "R2VPO") -> None:
     :param model: The model
     :raises ValueError: When its policy needs inputs that the algorithm does not give it, or the other way round
     """
-    inputs = inspect.signature(model.policy_class.evaluate_actions).parameters  # type: ignore[attr-defined]
+    evaluate_actions = getattr(model.policy_class, "evaluate_actions", None)
+    if evaluate_actions is None:
+        raise ValueError(
+            f"`policy` is {model.policy_class.__name__}: it must be an actor-critic policy, with `evaluate_actions`"
+        )
+    inputs = inspect.signature(evaluate_actions).parameters
     needed = next((name for name in ALGORITHM_BY_INPUT if name in inputs), None)
     if needed != model.policy_input:
         algorithm = "R2VPO" if needed is None else ALGORITHM_BY_INPUT[needed]

@@ -60,6 +60,11 @@ class DualVariable(nn.Module):
         violation = th.tensor(variance / target_var, dtype=th.float64).clamp(low, high)
         self.set((self.value.item() * violation**self.dual_lr).clamp(*self.bounds).item())
 
+    def stay_in_bounds(self) -> None:
+        """Where the bounds are other ones than before: moves a learned λ into them."""
+        if self.learned:
+            self.value.clamp_(*self.bounds)
+
     @property
     def at_bound(self) -> int:
         """
@@ -121,19 +126,18 @@ def degrees_of_freedom(action_space: spaces.Space) -> int:
     return max(int(np.prod(action_space.shape)), 1)  # type: ignore[arg-type]
 
 
-def parse_auto(var_coef: str, bounds: tuple[float, float], default: float = 1.0) -> float:
+def parse_auto(var_coef: str, bounds: tuple[float, float]) -> float:
     """
     The initial value of a learned λ: ``"auto"`` or ``"auto_1.0"``, as SAC's ``ent_coef``.
 
     :param var_coef: The argument as given
     :param bounds: (λ_min, λ_max), which must hold the initial value
-    :param default: Start of a plain ``"auto"``, moved into the bounds
-    :return: The initial value
+    :return: The initial value, that of a plain ``"auto"`` is 1 or the bound that is nearest to it
     :raises ValueError: When the string is neither, or its number is not inside the bounds
     """
     low, high = bounds
     if var_coef == "auto":
-        return min(max(default, low), high)
+        return min(max(1.0, low), high)
     prefix, _, number = var_coef.partition("_")
     try:
         initial_value = float(number)

@@ -317,6 +317,7 @@ class R2VPO(OnPolicyAlgorithm):
         self._apply_arguments()
         if name != "var_coef":
             self.dual.load_state_dict(dual.state_dict())
+            self.dual.stay_in_bounds()
 
     def _setup_dual(self) -> None:
         """Create the dual variable at its initial value; it exists for a fixed ``var_coef`` too."""
@@ -745,6 +746,8 @@ class R2VPO(OnPolicyAlgorithm):
         model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
         if "var_coef" in {**(custom_objects or {}), **kwargs}:
             model._setup_dual()
+        # They may have been passed
+        model.dual.stay_in_bounds()
         return model
 
 

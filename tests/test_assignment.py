@@ -91,6 +91,19 @@ def test_the_dual_goes_on_where_it_is():
     assert model.dual.value == 1.75
 
 
+def test_the_dual_keeps_to_bounds_that_are_changed(tmp_path):
+    model = make_model(var_coef_bounds=(0.15, 2.0))
+    model.dual.set(0.2)
+    model.save(tmp_path / "model")
+    model.var_coef_bounds = (0.5, 2.0)
+    assert model.dual.value == 0.5
+    assert R2VPO.load(tmp_path / "model", var_coef_bounds=(0.25, 2.0)).dual.value == 0.25
+    # They do not bind a fixed one
+    model = make_model(var_coef=0.1)
+    model.var_coef_bounds = (0.5, 2.0)
+    assert model.dual.value == pytest.approx(0.1)
+
+
 @pytest.mark.parametrize("name", sorted(BUILT_WITH))
 def test_what_the_model_is_built_with(name):
     model = make_model()

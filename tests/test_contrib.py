@@ -21,6 +21,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import IdentityEnv
+from stable_baselines3.sac.policies import SACPolicy
 
 from sb3_r2vpo import R2VPO, MaskableR2VPO, NonFiniteUpdateError, RatioHistogramCallback, RecurrentR2VPO
 from sb3_r2vpo.updater import evaluate_actions
@@ -104,6 +105,7 @@ def test_defaults_are_those_of_recurrent_ppo():
         (lambda: RecurrentR2VPO(MlpPolicy, "CartPole-v1"), "which is for MaskableR2VPO and not for RecurrentR2VPO"),
         (lambda: MaskableR2VPO(MlpLstmPolicy, "CartPole-v1"), "which is for RecurrentR2VPO and not for MaskableR2VPO"),
         (lambda: MaskableR2VPO(R2VPO.policy_aliases["MlpPolicy"], "CartPole-v1"), "for R2VPO and not for MaskableR2VPO"),
+        (lambda: R2VPO(SACPolicy, "Pendulum-v1"), "`policy` is SACPolicy: it must be an actor-critic policy"),
     ],
 )
 def test_a_policy_of_another_algorithm(make_model, message):

@@ -1,5 +1,6 @@
 """`r2vpo train --resume`: runs that were interrupted go on in their own folders."""
 
+import json
 import multiprocessing
 import os
 import re
@@ -129,6 +130,11 @@ def test_an_interrupted_run_goes_on_in_one_piece(r2vpo, capsys, kind, end, said)
         r2vpo("train", "--resume", str(RUN))
     r2vpo("train", "--resume", str(RUN), "-n", "1280")
     assert R2VPO.load(RUN / "Fragile-v0.zip").num_timesteps == 1280
+    # It is for as long when it is resumed again
+    with pytest.raises(SystemExit, match=r"There is nothing to resume: .*Fragile-v0_1 has ended after 1280 timesteps"):
+        r2vpo("train", f"--resume={RUN}")
+    arguments = json.loads((RUN / "Fragile-v0/arguments.json").read_text())
+    assert arguments.count("--n-timesteps") == 1 and arguments[arguments.index("--n-timesteps") + 1] == "1280"
 
 
 def test_nothing_to_resume_is_one_sentence(r2vpo):

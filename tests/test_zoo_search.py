@@ -120,7 +120,7 @@ def test_a_search_begins_with_the_entry(tmp_path):
     """As near as the space comes to it."""
     entry = dict(n_steps=256, batch_size=128, learning_rate=SimpleLinearSchedule(1e-3), gamma=0.98, max_grad_norm=8)
     entry["policy_kwargs"] = dict(log_std_init=-1, activation_fn=nn.ReLU)
-    params = first_trial(entry, n_actions=6, n_envs=8)
+    params = first_trial(entry, spaces.Box(-1, 1, (6,)), n_envs=8)
     expected = dict(learning_rate=1e-3, learning_rate_schedule="linear", n_epochs=10, activation_fn="relu", net_arch="small")
     expected |= dict(log_std_init=-1, var_coef_mode="learned", max_grad_norm=5.0, ent_coef=1e-8)
     assert params.items() >= expected.items()
@@ -133,19 +133,23 @@ def test_a_search_begins_with_the_entry(tmp_path):
 
     # What is not in the space is sampled
     other = dict(policy_kwargs=dict(net_arch=[32], activation_fn=nn.ELU), var_coef=0.5, target_var=lambda progress: 0.1)
-    params = first_trial(other, n_actions=0, n_envs=1)
+    params = first_trial(other, spaces.Discrete(2), n_envs=1)
     assert not {"net_arch", "activation_fn", "log_std_init", "target_var"} & set(params) and params["var_coef"] == 0.5
-    assert "net_arch" not in first_trial(dict(policy_kwargs=dict(net_arch=dict(pi=[64]))), n_actions=0, n_envs=1)
+    for unlike in (dict(policy_kwargs=dict(net_arch=dict(pi=[64]))), dict(policy="CnnPolicy")):
+        assert "net_arch" not in first_trial(unlike, spaces.Discrete(2), n_envs=1)
+    # Two degrees of freedom
+    params = first_trial(dict(n_steps=256), spaces.Discrete(3), n_envs=16)
+    assert params["target_var"] == auto_target_var(spaces.Discrete(3), 4096) == pytest.approx(0.016)
     study = search(tmp_path, hyperparams={"n_steps": 64, "learning_rate": 2e-3}, n_trials=1)
     assert study.trials[0].params.items() >= dict(n_steps_pow=6, learning_rate=2e-3, learning_rate_schedule="constant").items()
 
 
 def test_a_search_goes_on_around_the_entry(tmp_path):
-    first = first_trial(dict(n_steps=64, learning_rate=2e-3), n_actions=0, n_envs=1)
-    around = trials_around(first, 9, seed=0)
-    assert all(params.items() <= first.items() and len(first) - len(params) <= N_FREE for params in around)
+    first = first_trial(dict(n_steps=64, learning_rate=2e-3), spaces.Discrete(2), n_envs=1)
+    around = trials_around(first, 90, seed=0)
+    assert all(params.items() <= first.items() and len(first) - len(params) == N_FREE for params in around)
     # Each value has its turn
-    assert set.union(*(first.keys() - params.keys() for params in around)) == set(first)
+    assert set.union(*(first.keys() - params.keys() for params in around[:9])) == set(first)
 
     entry = {"n_steps": 64, "learning_rate": 2e-3, "max_grad_norm": 0.7}
     study = search(tmp_path / "tpe", hyperparams=entry, n_trials=4, n_startup_trials=3)
@@ -199,6 +203,14 @@ def test_search_then_train_its_trials(tmp_path):
     saved = yaml.load((tmp_path / config.split()[1]).read_text(), Loader=yaml.UnsafeLoader)
     assert dict(saved).items() >= {**convert_r2vpo_params(study.best_trial.params), "n_envs": 1}.items()
 
+    # The run has its hyperparameters, whatever becomes of the study
+    (tmp_path / "logs/study.log").unlink()
+    run = r2vpo("train", "--resume", "logs/r2vpo/CartPole-v1_1", "-n", "10000", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    run = r2vpo("train", *few, cwd=tmp_path)
+    assert "`--storage` is 'logs/study.log': there is no such journal" in run.stderr
+    assert not (tmp_path / "logs/study.log").exists()
+
 
 def test_a_trial_is_the_mean_of_its_trainings(tmp_path, monkeypatch):
     monkeypatch.setattr(R2VPOExperimentManager, "trainings_per_trial", 3)
@@ -220,7 +232,7 @@ def test_a_trial_can_be_pruned_in_any_training():
             raise optuna.TrialPruned
         return 1.0
 
-    study.optimize(lambda trial: mean_of_trainings(train, trial, 4), n_trials=1)
+    study.optimize(lambda trial: mean_of_trainings(train, trial, 4, 1), n_trials=1)
     assert study.trials[0].state == TrialState.PRUNED
     assert study.trials[0].intermediate_values == {1: 1.0, 2: 2.0, 3: -1.0}
     assert study.trials[0].user_attrs["trainings"] == [1.0, 1.0]

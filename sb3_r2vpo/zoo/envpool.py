@@ -7,6 +7,7 @@ gets an entry in the registry, and the pool comes in the place of the ``VecEnv``
 """
 
 import argparse
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -39,6 +40,7 @@ class EnvPoolExperimentManager(R2VPOExperimentManager):
 
     def __init__(self, args: argparse.Namespace, *pos_args: Any, **kwargs: Any) -> None:
         super().__init__(args, *pos_args, **kwargs)
+        self._of_one_thread = threading.Lock()
         # Saved with the run, where `enjoy` looks
         args.vec_env = VEC_ENV
         if is_atari(self.env_name.gym_id):
@@ -70,14 +72,16 @@ class EnvPoolExperimentManager(R2VPOExperimentManager):
         if self.env_wrapper is not None:
             raise ValueError("`env_wrapper` cannot wrap EnvPool's environments: it must be a `vec_env_wrapper`")
         env_id, env_kwargs = self.env_name.gym_id, self.eval_env_kwargs if eval_env else self.env_kwargs
-        self.vec_env_class = pool_of(
-            env_id,
-            env_kwargs=env_kwargs,
-            monitor_dir=None if eval_env or no_log else self.save_path,
-            # An evaluation is of whole episodes, and so is `enjoy`
-            stagger=not eval_env and has_time_limit(env_id, env_kwargs),
-        )
-        return super().create_envs(n_envs, eval_env, no_log)
+        # The trials of a search may be threads, and RL Zoo reads the class when it makes them
+        with self._of_one_thread:
+            self.vec_env_class = pool_of(
+                env_id,
+                env_kwargs=env_kwargs,
+                monitor_dir=None if eval_env or no_log else self.save_path,
+                # An evaluation is of whole episodes, and so is `enjoy`
+                stagger=not eval_env and has_time_limit(env_id, env_kwargs),
+            )
+            return super().create_envs(n_envs, eval_env, no_log)
 
 
 def is_atari(env_id: str) -> bool:

@@ -20,6 +20,7 @@ from sb3_r2vpo.zoo.lasting import LastingExperimentManager
 from sb3_r2vpo.zoo.learning_curve import draw_learning_curve
 from sb3_r2vpo.zoo.masks import with_masks
 from sb3_r2vpo.zoo.repeated import mean_of_trainings
+from sb3_r2vpo.zoo.resuming import saved_hyperparameters
 from sb3_r2vpo.zoo.search_space import first_trial, trials_around
 from sb3_r2vpo.zoo.study import run_trials
 from sb3_r2vpo.zoo.study_report import draw_study, print_summary, write_report
@@ -74,6 +75,12 @@ class R2VPOExperimentManager(LastingExperimentManager):
         check_values(self.algo, processed[0], self.n_envs)
         return processed
 
+    def _preprocess_action_noise(
+        self, hyperparams: dict[str, Any], saved_hyperparams: dict[str, Any], env: VecEnv
+    ) -> dict[str, Any]:
+        self._action_space = env.action_space
+        return super()._preprocess_action_noise(hyperparams, saved_hyperparams, env)
+
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
         """
         :param n_envs: Number of environments
@@ -108,7 +115,7 @@ class R2VPOExperimentManager(LastingExperimentManager):
     def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
         """
         The hyperparameters are those of a trial when one is named, trial 0 too; those of the best one when storage and
-        study are named and no search is asked for.
+        study are named and no search is asked for. A resumed run has its own: since it began another trial may be the best.
 
         :return: The model and its hyperparameters, ``None`` when they are to be searched for
         :raises ValueError: When storage, study or trial are not what they must be
@@ -119,7 +126,9 @@ class R2VPOExperimentManager(LastingExperimentManager):
             self.study_storage = open_storage(self.storage)
         if self.trial_id is not None or (self.storage is not None and not self.optimize_hyperparameters):
             # As RL Zoo has it, what the command line says counts more
-            self.custom_hyperparams = {**self._hyperparams_of_trial(), **(self.custom_hyperparams or {})}
+            resumed = self.resumed_run is not None
+            found = saved_hyperparameters(Path(self.params_path)) if resumed else self._hyperparams_of_trial()
+            self.custom_hyperparams = {**found, **(self.custom_hyperparams or {})}
             self.trial_id = None
         return super().setup_experiment()
 
@@ -156,7 +165,7 @@ class R2VPOExperimentManager(LastingExperimentManager):
         :param trial: A trial of a search
         :return: Mean reward of its trainings
         """
-        return mean_of_trainings(super().objective, trial, self.trainings_per_trial)
+        return mean_of_trainings(super().objective, trial, self.trainings_per_trial, self.n_evaluations)
 
     def hyperparameters_optimization(self) -> None:
         """RL Zoo's, with a storage that knows dead workers, and with pictures in files."""
@@ -196,7 +205,7 @@ class R2VPOExperimentManager(LastingExperimentManager):
 
         :param study: A study without trials
         """
-        first = first_trial(self._hyperparams, self.n_actions, self.n_envs)
+        first = first_trial(self._hyperparams, self._action_space, self.n_envs)
         n_first = min(self.n_startup_trials, self._n_trials_of_study) if self.sampler == "tpe" else 1
         for params in [first, *trials_around(first, n_first - 1, self.seed)]:
             study.enqueue_trial(params, skip_if_exists=True)

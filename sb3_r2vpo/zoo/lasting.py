@@ -25,6 +25,7 @@ from sb3_r2vpo.zoo.resuming import (
     keep_episodes_until,
     lock_run,
     save_arguments,
+    save_timesteps,
 )
 
 
@@ -141,6 +142,7 @@ class LastingExperimentManager(ExperimentManager):
     def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
         if self.resumed_run is not None:
             print(f"Log path: {self.save_path}")
+            save_timesteps(Path(self.params_path), self.n_timesteps)
             return
         super()._save_config(saved_hyperparams)
         save_arguments(Path(self.params_path), sys.argv[1:], seed=self.args.seed, vec_env=self.args.vec_env)

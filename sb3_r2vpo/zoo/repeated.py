@@ -29,16 +29,18 @@ def take_trainings_per_trial(arguments: list[str]) -> tuple[list[str], int]:
 
 class OneTraining:
     """
-    A trial as one of its trainings sees it: its evaluations come after those of the trainings before.
+    A trial as one of its trainings sees it: its evaluations come after those of the trainings before, at the same numbers in
+    every trial. Those after the ``n_evaluations`` that were asked for (long rollouts pass the end) are not reported.
 
     :param trial: The trial
-    :param n_before: How many evaluations the trainings before have reported
+    :param number: Of the training, from 0 on
+    :param n_evaluations: How many evaluations a training has
     """
 
-    def __init__(self, trial: optuna.Trial, n_before: int) -> None:
+    def __init__(self, trial: optuna.Trial, number: int, n_evaluations: int) -> None:
         self._trial = trial
-        self._n_before = n_before
-        self.n_evaluations = 0
+        self._number = number
+        self._n_evaluations = n_evaluations
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._trial, name)
@@ -48,26 +50,27 @@ class OneTraining:
         :param value: Mean reward of an evaluation
         :param step: Its number, from 1 on
         """
-        self.n_evaluations = step
-        self._trial.report(value, self._n_before + step)
+        if step <= self._n_evaluations:
+            self._trial.report(value, self._number * self._n_evaluations + step)
 
 
-def mean_of_trainings(objective: Callable[[Any], float], trial: optuna.Trial, n_trainings: int) -> float:
+def mean_of_trainings(
+    objective: Callable[[Any], float], trial: optuna.Trial, n_trainings: int, n_evaluations: int
+) -> float:
     """
-    The hyperparameters are sampled once, weights and actions are drawn anew. A trial can be pruned in any of its trainings.
+    The hyperparameters are sampled once, weights and actions are drawn anew. A trial can be pruned in any of its trainings;
+    Optuna's median pruner goes by the best evaluation of all of them.
 
     :param objective: One training, returns its mean reward
     :param trial: The trial, which remembers the mean reward of each as ``trainings``, where there are several
     :param n_trainings: How many
+    :param n_evaluations: How many evaluations each has
     :return: Mean over the trainings
     """
     if n_trainings == 1:
         return objective(trial)
     rewards: list[float] = []
-    n_evaluations = 0
-    for _ in range(n_trainings):
-        training = OneTraining(trial, n_evaluations)
-        rewards.append(float(objective(training)))
-        n_evaluations += training.n_evaluations
+    for number in range(n_trainings):
+        rewards.append(float(objective(OneTraining(trial, number, n_evaluations))))
         trial.set_user_attr("trainings", rewards)
     return float(np.mean(rewards))

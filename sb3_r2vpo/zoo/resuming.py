@@ -35,6 +35,8 @@ def take_resume(arguments: list[str], folder: str) -> tuple[list[str], Path | No
         which count more; and the folder of the run. Otherwise the same arguments
     :raises ValueError: When there is nothing to resume
     """
+    # `--resume=FOLDER` too
+    arguments = [word for argument in arguments for word in argument.split("=", 1 if argument.startswith("--resume=") else 0)]
     if "--resume" not in arguments:
         return arguments, None
     if take(("-i", "--trained-agent"), arguments)[0] is not None:
@@ -91,14 +93,33 @@ def save_arguments(config: Path, arguments: list[str], **decided: Any) -> None:
     write_file(config / ARGUMENTS, json.dumps([*arguments, *found]).encode())
 
 
+def save_timesteps(config: Path, n_timesteps: int) -> None:
+    """
+    A run that was resumed for longer is resumed for as long the next time.
+
+    :param config: Folder of the configuration of a run
+    :param n_timesteps: How long
+    """
+    _, others = take(("-n", "--n-timesteps"), json.loads((config / ARGUMENTS).read_text()))
+    save_arguments(config, others, n_timesteps=n_timesteps)
+
+
+def saved_hyperparameters(config: Path) -> dict[str, Any]:
+    """
+    :param config: Folder of the configuration of a run
+    :return: Its hyperparameters as RL Zoo has saved them
+    """
+    # RL Zoo saves Python objects, and loads them like this
+    return dict(yaml.load((config / "config.yml").read_text(), Loader=yaml.UnsafeLoader))
+
+
 def check_same_hyperparameters(config: Path, hyperparams: dict[str, Any]) -> None:
     """
     :param config: Folder of the configuration of a run
     :param hyperparams: Its hyperparameters as they are now
     :raises ValueError: When they are not what they were; the number of timesteps may change
     """
-    # RL Zoo saves Python objects, and loads them like this
-    before = yaml.load((config / "config.yml").read_text(), Loader=yaml.UnsafeLoader)
+    before = saved_hyperparameters(config)
     changed = [key for key in {**before, **hyperparams} if key != "n_timesteps" and before.get(key) != hyperparams.get(key)]
     if changed:
         changes = ", ".join(f"`{key}` is {hyperparams.get(key)!r} and was {before.get(key)!r}" for key in changed)

@@ -103,13 +103,13 @@ def convert_r2vpo_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     return hyperparams
 
 
-def first_trial(entry: dict[str, Any], n_actions: int, n_envs: int) -> dict[str, Any]:
+def first_trial(entry: dict[str, Any], action_space: spaces.Space, n_envs: int) -> dict[str, Any]:
     """
     What a search begins with: the entry of the environment, as near as the space comes to it. What the space has no value
     for is left to the sampler.
 
     :param entry: The environment's hyperparameters, as arguments of R2VPO
-    :param n_actions: Dimensions of a continuous action, 0 where actions are discrete
+    :param action_space: The actions
     :param n_envs: Number of environments in parallel
     :return: Parameters of a trial
     """
@@ -136,16 +136,17 @@ def first_trial(entry: dict[str, Any], n_actions: int, n_envs: int) -> dict[str,
         params["var_coef"] = starts["var_coef"]
     elif starts["target_var"] != "auto":
         params["target_var"] = starts["target_var"]
-    elif n_actions > 0:
-        params["target_var"] = auto_target_var(spaces.Box(-1.0, 1.0, (n_actions,)), arguments["n_steps"] * n_envs)
+    else:
+        params["target_var"] = auto_target_var(action_space, arguments["n_steps"] * n_envs)
     params |= {name: float(np.clip(value, *RANGES[name])) for name, value in params.items() if name in RANGES}
-    layers = policy_kwargs.get("net_arch", [64, 64])
+    # SB3 has no further layers after a CNN
+    layers = policy_kwargs.get("net_arch", [] if arguments.get("policy") == "CnnPolicy" else [64, 64])
     if isinstance(layers, dict) and layers.get("pi") == layers.get("vf"):
         layers = layers.get("pi")
     activation = policy_kwargs.get("activation_fn", nn.Tanh)
     params |= {"net_arch": name for name in NETWORKS if NETWORKS[name] == layers}  # noqa: B035 (one at most)
     params |= {"activation_fn": name for name in ACTIVATIONS if ACTIVATIONS[name] is activation}  # noqa: B035
-    if n_actions > 0:
+    if isinstance(action_space, spaces.Box):
         params["log_std_init"] = float(np.clip(policy_kwargs.get("log_std_init", 0.0), *LOG_STD_INIT))
     return params
 
@@ -162,8 +163,13 @@ def trials_around(first: dict[str, Any], n_trials: int, seed: int | None) -> lis
     """
     rng = np.random.default_rng(seed)
     turns = itertools.chain.from_iterable(rng.permutation(list(first)) for _ in itertools.count())
-    free = [set(itertools.islice(turns, N_FREE)) for _ in range(n_trials)]
-    return [{name: value for name, value in first.items() if name not in names} for names in free]
+    around = []
+    for _ in range(n_trials):
+        free: set[str] = set()
+        while len(free) < min(N_FREE, len(first)):
+            free.add(next(turns))
+        around.append({name: value for name, value in first.items() if name not in free})
+    return around
 
 
 def nearest_power(number: int, powers: tuple[int, int]) -> int:

@@ -158,6 +158,8 @@ def find_study(storage: str, study_name: str | None) -> optuna.Study:
     :return: A study that exists
     :raises ValueError: When it does not
     """
+    if storage.endswith(".log") and not Path(storage).exists():
+        raise ValueError(f"`--storage` is {storage!r}: there is no such journal")
     opened = open_storage(storage)
     names = optuna.get_all_study_names(opened)
     if study_name not in names:

@@ -3,6 +3,7 @@
 import json
 import re
 
+import entries_search
 import figures
 import make_train
 import numpy as np
@@ -132,6 +133,49 @@ def test_the_report_says_mean_spread_and_worst(tmp_path, monkeypatch):
     assert "| Hopper-v5 | 2.0 (1.0) for 1,000,000 steps |" in text
     assert "old" not in (tmp_path / "README").read_text()
     assert (tmp_path / "tuned.png").stat().st_size > 1000
+
+
+def test_what_was_tried_is_told_by_what_is_other(tmp_path, monkeypatch):
+    present = as_json(entry(Training("Hopper-v5", "r2vpo", 1)))
+    # An argument at its default, or none
+    alike = {**present, "max_grad_norm": 0.5, "compile": True}
+    assert entries_search.difference(alike, present) == "**the entry**"
+    without_bonus = {name: value for name, value in present.items() if name != "ent_coef"}
+    assert entries_search.difference({**without_bonus, "gamma": 0.9}, present) == "`gamma: 0.9`, `ent_coef: 0.0`"
+
+    dated = dict(environment="Hopper-v5", timesteps=1_000_000)
+    tried = [({**present, "gamma": 0.9}, 1, 10, "2026-11-02"), (alike, 3, 200, "2026-11-03"), (present, 2, 100, "2026-11-02")]
+    names = ("entry", "seed", "mean_return", "date")
+    monkeypatch.setattr(entries_search, "REPORT", tmp_path / "report.md")
+    entries_search.REPORT.write_text("<!-- search -->\n<!-- /search -->\n")
+    entries_search.write_report([{**dated, **dict(zip(names, values, strict=True))} for values in tried])
+    assert "3 trainings, 3.0M steps." in entries_search.REPORT.read_text()
+    assert entries_search.REPORT.read_text().splitlines()[-3:-1] == [
+        "| **the entry** | 150 | 100 (2), 200 (3) | 2026-11-02 to 2026-11-03 |",
+        "| `gamma: 0.9` | 10 | 10 (1) | 2026-11-02 |",
+    ]
+
+
+def test_what_was_tried_is_all_of_the_results(tmp_path, monkeypatch):
+    written = entries_search.REPORT.read_text()
+    monkeypatch.setattr(entries_search, "REPORT", tmp_path / "report.md")
+    entries_search.REPORT.write_text(written)
+    entries_search.write_report(runs.read(entries_search.RESULTS))
+    assert entries_search.REPORT.read_text() == written
+
+
+def test_only_what_was_not_tried_is_run(tmp_path, monkeypatch):
+    results, asked = tmp_path / "search.jsonl", []
+    trainings = [Training("Hopper-v5", "r2vpo", seed, {"gamma": 0.9}) for seed in (1, 2)]
+
+    def run(training, script, device):
+        asked.append(training)
+        return record_of("r2vpo", training.seed, 1.0, entry=as_json(entry(training)))
+
+    monkeypatch.setattr(runs, "run_in_process", run)
+    entries_search.run_missing(trainings[:1], results, n_jobs=1)
+    entries_search.run_missing(trainings, results, n_jobs=1)
+    assert asked == trainings
 
 
 def test_make_train_counts_seeds_above_the_mark(tmp_path, monkeypatch):

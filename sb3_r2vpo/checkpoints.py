@@ -31,6 +31,8 @@ STATISTICS = "vecnormalize.pkl"
 PLACE = "place.json"
 #: Without `save_freq`, in seconds
 SAVE_EVERY = 600.0
+#: The same for the first one: what takes minutes can go on too
+FIRST_SAVE_AFTER = 60.0
 
 
 class Place(NamedTuple):
@@ -64,7 +66,7 @@ class ResumableCheckpointCallback(BaseCallback):
 
     :param save_path: Path to the folder where the checkpoints are, for nothing but this training
     :param save_freq: Save every ``save_freq`` call of the callback (i.e. ``save_freq * n_envs`` timesteps), at the end of
-        the rollout. If None, every ten minutes.
+        the rollout. If None, after a minute, and then every ten.
     :param keep: How many of the newest checkpoints are kept. If None, all.
     :param name_prefix: Common prefix to the saved models
     :param verbose: Verbosity level: 0 for no output, 2 for indicating when saving model checkpoint
@@ -139,7 +141,7 @@ class ResumableCheckpointCallback(BaseCallback):
                 f"`save_path` is {str(self.save_path)!r}, where {newest.name} is ahead of this training "
                 f"({self.model.num_timesteps} timesteps): resume it, or give another folder"
             )
-        self._saves = self._saves_due()
+        self._saves = 0 if self.save_freq is None else self._saves_due()
         self._saved_at = time.monotonic()
 
     def _on_step(self) -> bool:
@@ -162,7 +164,8 @@ class ResumableCheckpointCallback(BaseCallback):
         """
         if self.save_freq is not None:
             return self.n_calls // self.save_freq
-        return self._saves + (time.monotonic() - self._saved_at >= SAVE_EVERY)
+        wait = FIRST_SAVE_AFTER if self._saves == 0 else SAVE_EVERY
+        return self._saves + (time.monotonic() - self._saved_at >= wait)
 
     def _on_training_end(self) -> None:
         if self._place is None:

@@ -130,10 +130,12 @@ def test_other_on_policy_algorithms(tmp_path):
     assert train(tmp_path, 3 * ROLLOUT, algorithm=PPO).num_timesteps == 3 * ROLLOUT
 
 
-def test_without_a_frequency_it_is_time_that_counts(tmp_path, monkeypatch):
-    monkeypatch.setattr("sb3_r2vpo.checkpoints.SAVE_EVERY", 0.0)
+@pytest.mark.parametrize("first, every, saved", [(0.0, 0.0, [0, 1, 2, 3]), (0.0, 600.0, [0, 3]), (60.0, 0.0, [3])])
+def test_without_a_frequency_it_is_time_that_counts(tmp_path, monkeypatch, first, every, saved):
+    monkeypatch.setattr("sb3_r2vpo.checkpoints.FIRST_SAVE_AFTER", first)
+    monkeypatch.setattr("sb3_r2vpo.checkpoints.SAVE_EVERY", every)
     train(tmp_path, 3 * ROLLOUT, save_freq=None, keep=None)
-    assert steps_in(tmp_path) == [0, ROLLOUT, 2 * ROLLOUT, 3 * ROLLOUT]
+    assert steps_in(tmp_path) == [n_rollouts * ROLLOUT for n_rollouts in saved]
 
 
 class Trap(gym.Wrapper):

@@ -31,8 +31,8 @@ from sb3_r2vpo.zoo.resuming import (
 
 class LastingExperimentManager(ExperimentManager):
     """
-    Each run has a folder of its own. On-policy algorithms leave checkpoints in it, every ten minutes or by ``--save-freq``,
-    and whenever training ends; with ``resumed_run`` it goes on from the newest one.
+    Each run has a folder of its own. On-policy algorithms leave checkpoints in it, every ten minutes or by
+    ``--save-freq``, and whenever training ends; with ``resumed_run`` it goes on from the newest one.
     """
 
     #: Folder of the run to go on with

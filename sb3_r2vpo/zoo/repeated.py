@@ -54,9 +54,7 @@ class OneTraining:
             self._trial.report(value, self._number * self._n_evaluations + step)
 
 
-def mean_of_trainings(
-    objective: Callable[[Any], float], trial: optuna.Trial, n_trainings: int, n_evaluations: int
-) -> float:
+def mean_of_trainings(objective: Callable[[Any], float], trial: optuna.Trial, n_trainings: int, n_evaluations: int) -> float:
     """
     The hyperparameters are sampled once, weights and actions are drawn anew. A trial can be pruned in any of its trainings;
     Optuna's median pruner goes by the best evaluation of all of them.

@@ -17,8 +17,8 @@ import numpy as np
 from protocol import NOT_LEARNING, defaults_of
 from readme import DOCS, replace_in
 from report import table
-from runs import Record, read, run_side_by_side
-from tuned import ENVIRONMENTS, FIRST_SEED
+from runs import Record, read
+from tuned import ENVIRONMENTS, FIRST_SEED, run_all
 from zoo_training import Training, as_json, entry
 
 from sb3_r2vpo import R2VPO
@@ -36,9 +36,7 @@ def run_missing(trainings: list[Training], results: Path, n_jobs: int) -> None:
     :param n_jobs: How many side by side, each with one thread
     """
     done = [(record["environment"], record["seed"], record["entry"]) for record in read(results)]
-    missing = [t for t in trainings if (t.environment, t.seed, as_json(entry(t))) not in done]
-    steps = [float(entry(training)["n_timesteps"]) / 1e6 for training in missing]
-    run_side_by_side(missing, steps, results, n_jobs, "zoo_training.py")
+    run_all([t for t in trainings if (t.environment, t.seed, as_json(entry(t))) not in done], results, n_jobs)
 
 
 def write_report(records: list[Record]) -> None:

@@ -104,9 +104,17 @@ def run_missing(trainings: list[Training], results: Path, n_jobs: int) -> None:
     :param n_jobs: How many side by side, each with one thread
     """
     done = [training_of(record) for record in load(results)]
-    missing = [training for training in trainings if training not in done]
-    steps = [float(entry(training)["n_timesteps"]) / 1e6 for training in missing]
-    run_side_by_side(missing, steps, results, n_jobs, "zoo_training.py")
+    run_all([training for training in trainings if training not in done], results, n_jobs)
+
+
+def run_all(trainings: list[Training], results: Path, n_jobs: int) -> None:
+    """
+    :param trainings: The trainings
+    :param results: The results file, to which each is appended
+    :param n_jobs: How many side by side, each with one thread
+    """
+    steps = [float(entry(training)["n_timesteps"]) / 1e6 for training in trainings]
+    run_side_by_side(trainings, steps, results, n_jobs, "zoo_training.py")
 
 
 def write_report(records: list[Record]) -> None:

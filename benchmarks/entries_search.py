@@ -35,8 +35,8 @@ def run_missing(trainings: list[Training], results: Path, n_jobs: int) -> None:
     :param results: The results file
     :param n_jobs: How many side by side, each with one thread
     """
-    done = [(record["environment"], record["seed"], record["entry"]) for record in read(results)]
-    run_all([t for t in trainings if (t.environment, t.seed, as_json(entry(t))) not in done], results, n_jobs)
+    done = [(r["environment"], r["seed"], r.get("envpool", False), r["entry"]) for r in read(results)]
+    run_all([t for t in trainings if (t.environment, t.seed, t.envpool, as_json(entry(t))) not in done], results, n_jobs)
 
 
 def write_report(records: list[Record]) -> None:
@@ -61,7 +61,8 @@ def settings_table(records: list[Record], present: dict[str, Any]) -> str:
     """
     settings: dict[str, list[Record]] = {}
     for record in records:
-        settings.setdefault(difference(record["entry"], present), []).append(record)
+        where = ", on EnvPool" if record.get("envpool") else ""
+        settings.setdefault(difference(record["entry"], present) + where, []).append(record)
     rows = []
     for name, tried in sorted(settings.items(), key=lambda item: -mean_of(item[1])):
         seeds = ", ".join(f"{r['mean_return']:,.0f} ({r['seed']})" for r in sorted(tried, key=lambda r: r["seed"]))
@@ -95,6 +96,7 @@ if __name__ == "__main__":
     parser.add_argument("command", choices=["run", "report"])
     parser.add_argument("--environment", choices=ENVIRONMENTS, help="what `run` trains in")
     parser.add_argument("--changes", type=json.loads, default={}, help="hyperparameters that differ from the entry, JSON")
+    parser.add_argument("--envpool", action="store_true", help="search on EnvPool's environments, which are faster")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2], help=f"those from {FIRST_SEED} on are the table's")
     parser.add_argument("--n-jobs", type=int, default=2, help="trainings side by side")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the results file")
@@ -104,5 +106,5 @@ if __name__ == "__main__":
     elif args.environment is None:
         parser.error("--environment must say what to train in")
     else:
-        trainings = [Training(args.environment, "r2vpo", seed, args.changes) for seed in args.seeds]
+        trainings = [Training(args.environment, "r2vpo", seed, args.changes, envpool=args.envpool) for seed in args.seeds]
         run_missing(trainings, args.results, args.n_jobs)

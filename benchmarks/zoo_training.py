@@ -28,6 +28,7 @@ from training import learning_curve, rounded
 
 from sb3_r2vpo import R2VPO
 from sb3_r2vpo.zoo import ALGOS, hyperparameter_file, register
+from sb3_r2vpo.zoo.envpool import EnvPoolExperimentManager
 from sb3_r2vpo.zoo.experiment import R2VPOExperimentManager
 
 #: As RL Zoo's benchmark
@@ -44,6 +45,7 @@ class Training(NamedTuple):
     :param seed: Of weights, actions and environments
     :param changes: Hyperparameters that differ from the entry
     :param compiled: Whether PPO goes through R2VPO's compiled gradient step and rollouts
+    :param envpool: Whether to train and evaluate on EnvPool's environments, where RL Zoo does on Gymnasium's
     """
 
     environment: str
@@ -51,6 +53,7 @@ class Training(NamedTuple):
     seed: int
     changes: dict[str, Any] = {}  # noqa: RUF012 (never written to)
     compiled: bool = False
+    envpool: bool = False
 
 
 class CompiledPPO(PPO):
@@ -118,8 +121,9 @@ def train(training: Training) -> dict[str, Any]:
         config = Path(folder) / "entry.yml"
         config.write_text(yaml.safe_dump({training.environment: entry(training)}))
         args = argparse.Namespace(env=training.environment, env_kwargs=None, uuid=False, seed=training.seed, vec_env="dummy")
+        manager_class = EnvPoolExperimentManager if training.envpool else R2VPOExperimentManager
         settings = dict(eval_freq=-1, log_interval=-1, seed=training.seed, verbose=0, config=str(config))
-        manager = R2VPOExperimentManager(args, training.algorithm, training.environment, folder, **settings)
+        manager = manager_class(args, training.algorithm, training.environment, folder, **settings)
         experiment = manager.setup_experiment()
         assert experiment is not None
         model, _ = experiment

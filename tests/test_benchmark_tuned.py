@@ -167,15 +167,19 @@ def test_what_was_tried_is_all_of_the_results(tmp_path, monkeypatch):
 def test_only_what_was_not_tried_is_run(tmp_path, monkeypatch):
     results, asked = tmp_path / "search.jsonl", []
     trainings = [Training("Hopper-v5", "r2vpo", seed, {"gamma": 0.9}) for seed in (1, 2)]
+    trainings.append(trainings[1]._replace(envpool=True))
 
     def run(training, script, device):
         asked.append(training)
-        return record_of("r2vpo", training.seed, 1.0, entry=as_json(entry(training)))
+        record = record_of("r2vpo", training.seed, 1.0, date="2026-11-28")
+        return {**record, **training._asdict(), "entry": as_json(entry(training))}
 
     monkeypatch.setattr(runs, "run_in_process", run)
     entries_search.run_missing(trainings[:1], results, n_jobs=1)
     entries_search.run_missing(trainings, results, n_jobs=1)
     assert asked == trainings
+    settings = entries_search.settings_table(runs.read(results), as_json(entry(Training("Hopper-v5", "r2vpo", 0))))
+    assert "| `gamma: 0.9` | 1 | 1 (1), 1 (2) |" in settings and "| `gamma: 0.9`, on EnvPool | 1 | 1 (2) |" in settings
 
 
 def test_make_train_counts_seeds_above_the_mark(tmp_path, monkeypatch):

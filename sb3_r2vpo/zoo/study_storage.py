@@ -41,18 +41,21 @@ def grace_period() -> int:
     return MISSING_HEARTBEATS * heartbeat_interval()
 
 
-def open_storage(storage: str) -> BaseStorage:
+def open_storage(storage: str, create: bool = True) -> BaseStorage:
     """
     :param storage: The argument ``--storage``
+    :param create: Whether to begin a journal that is not there yet
     :return: The storage, which can be reached
-    :raises ValueError: When it is neither a journal nor a database
+    :raises ValueError: When it is neither a journal nor a database, or not there and not to be created
     :raises ImportError: When the driver of the database is not installed
     :raises ConnectionError: When it cannot be reached, read or written
     """
-    return _open_journal(Path(storage)) if storage.endswith(".log") else _open_database(storage)
+    return _open_journal(Path(storage), create) if storage.endswith(".log") else _open_database(storage)
 
 
-def _open_journal(path: Path) -> JournalStorage:
+def _open_journal(path: Path, create: bool) -> JournalStorage:
+    if not create and not path.exists():
+        raise ValueError(f"`--storage` is {str(path)!r}: there is no such journal")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # What is not there yet is created, and what cannot be written is found out now
@@ -158,9 +161,7 @@ def find_study(storage: str, study_name: str | None) -> optuna.Study:
     :return: A study that exists
     :raises ValueError: When it does not
     """
-    if storage.endswith(".log") and not Path(storage).exists():
-        raise ValueError(f"`--storage` is {storage!r}: there is no such journal")
-    opened = open_storage(storage)
+    opened = open_storage(storage, create=False)
     names = optuna.get_all_study_names(opened)
     if study_name not in names:
         raise ValueError(

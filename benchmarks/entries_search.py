@@ -18,7 +18,7 @@ from protocol import NOT_LEARNING, defaults_of
 from readme import DOCS, replace_in
 from report import table
 from runs import Record, read
-from tuned import ENVIRONMENTS, FIRST_SEED, run_all
+from tuned import ENVIRONMENTS, FIRST_SEED, run_all, training_of
 from zoo_training import Training, as_json, entry
 
 from sb3_r2vpo import R2VPO
@@ -35,8 +35,9 @@ def run_missing(trainings: list[Training], results: Path, n_jobs: int) -> None:
     :param results: The results file
     :param n_jobs: How many side by side, each with one thread
     """
-    done = [(r["environment"], r["seed"], r.get("envpool", False), r["entry"]) for r in read(results)]
-    run_all([t for t in trainings if (t.environment, t.seed, t.envpool, as_json(entry(t))) not in done], results, n_jobs)
+    # Changes were to the entry of their day: the whole entry is compared
+    done = [(training_of(record)._replace(changes={}), record["entry"]) for record in read(results)]
+    run_all([t for t in trainings if (t._replace(changes={}), as_json(entry(t))) not in done], results, n_jobs)
 
 
 def write_report(records: list[Record]) -> None:

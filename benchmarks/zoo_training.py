@@ -108,25 +108,34 @@ def defaults(training: Training) -> dict[str, Any]:
     return {"defaults": as_json(defaults_of(R2VPO))} if training.algorithm == "r2vpo" else {}
 
 
-def train(training: Training) -> dict[str, Any]:
+def set_up(training: Training, folder: str) -> tuple[R2VPOExperimentManager, BaseAlgorithm]:
     """
     :param training: A training
-    :return: Its record: the training, its hyperparameters, times and returns
+    :param folder: Where its logs go
+    :return: RL Zoo's manager of it, and the model, which has one thread
     """
     register()
     if training.compiled:
         ZOO_ALGOS["ppo"] = CompiledPPO
     th.set_num_threads(1)
+    config = Path(folder) / "entry.yml"
+    config.write_text(yaml.safe_dump({training.environment: entry(training)}))
+    args = argparse.Namespace(env=training.environment, env_kwargs=None, uuid=False, seed=training.seed, vec_env="dummy")
+    manager_class = EnvPoolExperimentManager if training.envpool else R2VPOExperimentManager
+    settings = dict(eval_freq=-1, log_interval=-1, seed=training.seed, verbose=0, config=str(config))
+    manager = manager_class(args, training.algorithm, training.environment, folder, **settings)
+    experiment = manager.setup_experiment()
+    assert experiment is not None
+    return manager, experiment[0]
+
+
+def train(training: Training) -> dict[str, Any]:
+    """
+    :param training: A training
+    :return: Its record: the training, its hyperparameters, times and returns
+    """
     with tempfile.TemporaryDirectory() as folder:
-        config = Path(folder) / "entry.yml"
-        config.write_text(yaml.safe_dump({training.environment: entry(training)}))
-        args = argparse.Namespace(env=training.environment, env_kwargs=None, uuid=False, seed=training.seed, vec_env="dummy")
-        manager_class = EnvPoolExperimentManager if training.envpool else R2VPOExperimentManager
-        settings = dict(eval_freq=-1, log_interval=-1, seed=training.seed, verbose=0, config=str(config))
-        manager = manager_class(args, training.algorithm, training.environment, folder, **settings)
-        experiment = manager.setup_experiment()
-        assert experiment is not None
-        model, _ = experiment
+        manager, model = set_up(training, folder)
         episodes = Episodes()
         manager.callbacks.append(episodes)
         wall, cpu = time.perf_counter(), time.process_time()

@@ -5,6 +5,7 @@ RL Zoo's own ``-i`` begins a new run with a trained agent. A resumed run is one 
 whose experiment manager knows that the folder is there already.
 """
 
+import argparse
 import csv
 import io
 import json
@@ -25,6 +26,8 @@ from sb3_r2vpo.zoo.arguments import is_search, take
 
 #: Of a run, beside RL Zoo's files of its configuration
 ARGUMENTS = "arguments.json"
+#: ``--resume`` with no folder
+LATEST = ""
 
 
 def take_resume(arguments: list[str], folder: str) -> tuple[list[str], Path | None]:
@@ -35,9 +38,10 @@ def take_resume(arguments: list[str], folder: str) -> tuple[list[str], Path | No
         which count more; and the folder of the run. Otherwise the same arguments
     :raises ValueError: When there is nothing to resume
     """
-    # `--resume=FOLDER` too
-    arguments = [word for argument in arguments for word in argument.split("=", 1 if argument.startswith("--resume=") else 0)]
-    if "--resume" not in arguments:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--resume", nargs="?", const=LATEST)
+    given, others = parser.parse_known_args(arguments)
+    if given.resume is None:
         return arguments, None
     if take(("-i", "--trained-agent"), arguments)[0] is not None:
         raise ValueError("`--resume` and `--trained-agent` do not go together: it begins a new run")
@@ -45,10 +49,7 @@ def take_resume(arguments: list[str], folder: str) -> tuple[list[str], Path | No
         raise ValueError(
             "`--resume` and `--optimize-hyperparameters` do not go together: a study goes on whenever its command is given"
         )
-    position = arguments.index("--resume")
-    is_named = position + 1 < len(arguments) and not arguments[position + 1].startswith("-")
-    others = arguments[:position] + arguments[position + 1 + is_named :]
-    run = Path(arguments[position + 1]) if is_named else latest_run(others, folder)
+    run = latest_run(others, folder) if given.resume == LATEST else Path(given.resume)
     checkpoint = ResumableCheckpointCallback(run).newest()
     file = run_config(run) / ARGUMENTS
     if checkpoint is None or not file.exists():

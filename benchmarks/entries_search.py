@@ -35,8 +35,10 @@ def run_missing(trainings: list[Training], results: Path, n_jobs: int) -> None:
     :param results: The results file
     :param n_jobs: How many side by side, each with one thread
     """
-    # Changes were to the entry of their day: the whole entry is compared
-    done = [(training_of(record)._replace(changes={}), record["entry"]) for record in read(results)]
+    # Changes were to the entry of their day: the whole entry is compared. Early records do not have R2VPO's defaults
+    now = as_json(defaults_of(R2VPO))
+    present = [record for record in read(results) if record.get("defaults", now) == now]
+    done = [(training_of(record)._replace(changes={}), record["entry"]) for record in present]
     run_all([t for t in trainings if (t._replace(changes={}), as_json(entry(t))) not in done], results, n_jobs)
 
 

@@ -81,6 +81,9 @@ def measure(pace: Pace) -> Record:
         rollout_size = model.n_steps * model.n_envs  # type: ignore[attr-defined]
         return {
             **pace._asdict(),
+            "date": date.today().isoformat(),
+            "machine": machine("cpu"),
+            "versions": {name: version_of(name) for name in PACKAGES},
             "n_rollouts": math.ceil(manager.n_timesteps / rollout_size),
             "first_seconds": begins[0] - start,
             "rollout_seconds": (begins[-1] - begins[0]) / (len(begins) - 1),
@@ -125,24 +128,19 @@ def run(environments: list[str]) -> None:
     for environment in tqdm(environments):
         others = [record for record in results["paces"] if record["environment"] != environment]
         measured = [run_in_process(Pace(environment, algorithm), Path(__file__).name) for algorithm in ALGORITHMS]
-        results = {
-            "date": date.today().isoformat(),
-            "machine": machine("cpu"),
-            "versions": {name: version_of(name) for name in PACKAGES},
-            "paces": sorted((*others, *measured), key=lambda record: ENVIRONMENTS.index(record["environment"])),
-        }
+        results = {"paces": sorted((*others, *measured), key=lambda record: ENVIRONMENTS.index(record["environment"]))}
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def minutes_table(results: dict[str, Any]) -> str:
+def minutes_table(paces: list[Record]) -> str:
     """
-    :param results: The results
+    :param paces: What was measured
     :return: Minutes of each algorithm, their ratio, and those of the environments alone
     """
-    paces = {(record["environment"], record["algorithm"]): record for record in results["paces"]}
+    measured = {(record["environment"], record["algorithm"]): record for record in paces}
     rows = []
-    for environment in (e for e in ENVIRONMENTS if (e, "ppo") in paces):
-        ours, peers = paces[environment, "r2vpo"], paces[environment, "ppo"]
+    for environment in (e for e in ENVIRONMENTS if (e, "ppo") in measured):
+        ours, peers = measured[environment, "r2vpo"], measured[environment, "ppo"]
         cells = [minutes(ours), minutes(peers), minutes(ours) / minutes(peers), minutes(ours, "environment_seconds")]
         rows.append((environment, [f"{x:.{digits}f}" for x, digits in zip(cells, (1, 1, 2, 1), strict=True)]))
     return table("minutes", ["R2VPO", "PPO (SB3)", "ratio", "R2VPO's environments alone"], rows)
@@ -157,12 +155,13 @@ def main() -> None:
     if args.command == "run":
         run(args.environments)
     else:
-        results = json.loads(RESULTS.read_text())
-        replace_in(DOCS / "tuned.md", "minutes", f"{minutes_table(results)}\n\n{results['machine']}, {results['date']}.")
+        paces = json.loads(RESULTS.read_text())["paces"]
+        where = "; ".join(sorted({f"{record['machine']}, {record['date']}" for record in paces}))
+        replace_in(DOCS / "tuned.md", "minutes", f"{minutes_table(paces)}\n\nMeasured on: {where}.")
 
 
 if __name__ == "__main__":
-    if sys.argv[1].startswith("{"):
+    if sys.argv[1:] and sys.argv[1].startswith("{"):
         # What RL Zoo and the libraries print is not the record
         sys.stdout, stdout = sys.stderr, sys.stdout
         print(json.dumps(measure(Pace(**json.loads(sys.argv[1])))), file=stdout)

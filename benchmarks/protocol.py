@@ -135,7 +135,7 @@ def configuration(run: Run) -> dict[str, Any]:
         defaults = defaults_of(algorithm.make)
         if algorithm.make is R2VPO:
             no_quiet = {**defaults, **arguments}["quiet_scale"] == 1.0
-            defaults["rule"] = as_json(RULE if no_quiet else [*RULE, quiet.QUIET, quiet.PATIENCE])
+            defaults["rule"] = default_as_json(RULE if no_quiet else [*RULE, quiet.QUIET, quiet.PATIENCE])
     regime = REGIMES[run.regime]._asdict()
     if not regime["stagger"]:
         # Records from before it was there do not have it
@@ -149,7 +149,7 @@ def defaults_of(algorithm: Any) -> dict[str, Any]:
     :return: The defaults of those of its arguments that learning depends on
     """
     parameters = inspect.signature(algorithm.__init__).parameters
-    return {name: as_json(p.default) for name, p in parameters.items() if name not in NOT_LEARNING}
+    return {name: default_as_json(p.default) for name, p in parameters.items() if name not in NOT_LEARNING}
 
 
 #: What the rule for λ is made of besides arguments
@@ -161,11 +161,11 @@ NOT_LEARNING = (
 )
 
 
-def as_json(value: Any) -> Any:
+def default_as_json(value: Any) -> Any:
     """
     :param value: Default of an argument
     :return: What JSON makes of it
     """
     if isinstance(value, (tuple, list)):
-        return [as_json(item) for item in value]
+        return [default_as_json(item) for item in value]
     return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)

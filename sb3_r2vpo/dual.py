@@ -26,8 +26,8 @@ class DualVariable(nn.Module):
 
         λ ← clip(λ · clip(V/δ, 0.1, 10)^dual_lr, λ_min, λ_max)
 
-    With V the variance where the gradient steps have ended. At a fixed λ that is about proportional to 1/λ²:
-    ``dual_lr=0.5`` is Newton's step, less is smoother.
+    With V the variance over the last epoch, of each minibatch before its step. At a fixed λ that is about proportional to
+    1/λ²: ``dual_lr=0.5`` is Newton's step, less is smoother.
 
     A fixed λ only changes by ``set``. The value is a buffer: it moves with the device and is part of the state dict.
 
@@ -50,7 +50,7 @@ class DualVariable(nn.Module):
         """
         One step of dual ascent; does nothing when λ is fixed.
 
-        :param variance: V at the end of a rollout's gradient steps
+        :param variance: V over the last epoch of a rollout's gradient steps
         :param target_var: The bound δ > 0 on V
         """
         if not self.learned:

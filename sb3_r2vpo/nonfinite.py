@@ -8,6 +8,7 @@ import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_r2vpo.updater import Metrics
 
@@ -51,9 +52,9 @@ class FiniteObservations(BaseCallback):
         if all(map(_is_finite, _named(observations).values())):
             return
         normalizer = self.model.get_vec_normalize_env()
-        if normalizer is None and self._features_are_finite(observations):
+        if not _has_spoilt_statistics(normalizer) and self._features_are_finite(observations):
             return
-        # One bad observation has spoilt the statistics, and with them the observations of all environments
+        # After normalization those of all environments may be bad
         originals = observations if normalizer is None else normalizer.get_original_obs()
         bad = {name: [i for i, row in enumerate(array) if not _is_finite(row)] for name, array in _named(originals).items()}
         where = [f"`{name}` of environment {rows[0]}" for name, rows in bad.items() if rows]
@@ -73,6 +74,17 @@ class FiniteObservations(BaseCallback):
         policy = cast(ActorCriticPolicy, self.model.policy)
         features = policy.extract_features(policy.obs_to_tensor(observations)[0])
         return all(bool(th.isfinite(x).all()) for x in (features if isinstance(features, tuple) else (features,)))
+
+
+def _has_spoilt_statistics(normalizer: VecNormalize | None) -> bool:
+    """
+    :param normalizer: What normalizes the observations, if anything does
+    :return: Whether one bad observation has made its statistics bad, and with them all observations to come
+    """
+    if normalizer is None or not normalizer.norm_obs:
+        return False
+    statistics = normalizer.obs_rms.values() if isinstance(normalizer.obs_rms, dict) else [normalizer.obs_rms]
+    return not all(np.isfinite(x.mean).all() and np.isfinite(x.var).all() for x in statistics)
 
 
 def _named(observations: Any) -> dict[str, np.ndarray]:

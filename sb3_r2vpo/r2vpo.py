@@ -271,7 +271,6 @@ class R2VPO(OnPolicyAlgorithm):
 
     def _apply_arguments(self) -> None:
         """What follows from arguments that can be assigned later: schedules, discounting, λ at its initial value."""
-        self.rollout_buffer.gamma, self.rollout_buffer.gae_lambda = self.gamma, self.gae_lambda
         if not isinstance(self.target_var, str):
             self.target_var = as_schedule(self.target_var)
         if not isinstance(self.var_coef, str):
@@ -279,6 +278,7 @@ class R2VPO(OnPolicyAlgorithm):
         if self.clip_range_vf is not None:
             self.clip_range_vf = as_schedule(self.clip_range_vf)
         self._setup_dual()
+        self.rollout_buffer.gamma, self.rollout_buffer.gae_lambda = self.gamma, self.gae_lambda
 
     def __setattr__(self, name: str, value: Any) -> None:
         # `dual` is what construction ends with
@@ -304,20 +304,22 @@ class R2VPO(OnPolicyAlgorithm):
                 f"`{name}` cannot be changed any more, the model is built with it: "
                 f"pass it to the constructor or, for a saved model, to `{type(self).__name__}.load`"
             )
-        before, dual = vars(self)[name], vars(self).pop("dual")
-        super().__setattr__(name, value)
+        before = vars(self).copy()
         try:
+            del self.dual
+            super().__setattr__(name, value)
             self._check_arguments()
-        except Exception:
-            vars(self).update({name: before, "dual": dual})
+            vars(self)[name] = python_number(value)
+            if name == "learning_rate":
+                self._setup_lr_schedule()
+            self._apply_arguments()
+            if name != "var_coef":
+                self.dual.load_state_dict(before["dual"].state_dict())
+                self.dual.stay_in_bounds()
+        except BaseException:
+            # Ctrl+C too: what is saved then must be whole
+            vars(self).update(before)
             raise
-        vars(self)[name] = python_number(value)
-        if name == "learning_rate":
-            self._setup_lr_schedule()
-        self._apply_arguments()
-        if name != "var_coef":
-            self.dual.load_state_dict(dual.state_dict())
-            self.dual.stay_in_bounds()
 
     def _setup_dual(self) -> None:
         """Create the dual variable at its initial value; it exists for a fixed ``var_coef`` too."""
@@ -702,8 +704,10 @@ class R2VPO(OnPolicyAlgorithm):
                 "To start from a trained PPO model: `R2VPO(policy, env).set_parameters(path, exact_match=False)`"
             )
         before: dict[str, Any] = copy.deepcopy(self.get_parameters())
+        # What is estimated anew as training goes on may be missing: files of earlier versions have less of it
+        estimates = {name: before[name] for name in ("signal", "reward_variation")}
         try:
-            super().set_parameters(load_path_or_dict, exact_match=exact_match, device=device)
+            super().set_parameters({**estimates, **load_path_or_dict}, exact_match=exact_match, device=device)
         except Exception:
             super().set_parameters(before)
             raise
@@ -711,6 +715,7 @@ class R2VPO(OnPolicyAlgorithm):
             use_fused_adam(self.policy.optimizer)
         if "signal" not in load_path_or_dict:
             self.signal.remember(self.policy)
+        self.dual.stay_in_bounds()
 
     @classmethod
     def load(
@@ -746,8 +751,6 @@ class R2VPO(OnPolicyAlgorithm):
         model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
         if "var_coef" in {**(custom_objects or {}), **kwargs}:
             model._setup_dual()
-        # They may have been passed
-        model.dual.stay_in_bounds()
         return model
 
 

@@ -1,6 +1,7 @@
 """What is assigned to an argument after construction takes effect, or raises."""
 
 import inspect
+from unittest.mock import Mock
 
 import gymnasium as gym
 import pytest
@@ -102,6 +103,18 @@ def test_the_dual_keeps_to_bounds_that_are_changed(tmp_path):
     model = make_model(var_coef=0.1)
     model.var_coef_bounds = (0.5, 2.0)
     assert model.dual.value == pytest.approx(0.1)
+
+
+def test_an_interrupt_in_the_middle_leaves_a_whole_model(monkeypatch, tmp_path):
+    model = make_model()
+    before = vars(model).copy()
+    for interrupted in ("_check_arguments", "_setup_lr_schedule", "_setup_dual"):
+        with monkeypatch.context() as patch:
+            patch.setattr(R2VPO, interrupted, Mock(side_effect=KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                model.learning_rate = 0.1
+        assert vars(model) == before
+    model.save(tmp_path / "model")
 
 
 @pytest.mark.parametrize("name", sorted(BUILT_WITH))

@@ -15,7 +15,9 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.utils import ConstantSchedule
 from stable_baselines3.common.vec_env import SubprocVecEnv
 from torch import nn
 
@@ -269,6 +271,31 @@ def test_what_cannot_be_watched_is_refused(value):
     policy.features_extractor.memory = value
     with pytest.raises(Refusal, match=r"`features_extractor\.memory"):
         Guard(policy)
+
+
+def test_objects_of_sb3_are_looked_into():
+    policy = make_policy(features_extractor_class=Extractor)
+    policy.features_extractor.schedule = ConstantSchedule(1.0)
+    guard = Guard(policy)
+    assert guard.holds()
+    policy.features_extractor.schedule.val = 2.0
+    assert not guard.holds()
+    policy.features_extractor.statistics = RunningMeanStd(shape=(3,))
+    with pytest.raises(Refusal, match=r"`features_extractor\.statistics\.mean` is a ndarray"):
+        Guard(policy)
+
+
+def test_arguments_that_a_callback_keeps_assigning_compile_nothing_anew():
+    def anneal(policy: ActorCriticPolicy) -> None:
+        model.ent_coef = 0.5 * model.ent_coef
+
+    model = make_model(True, ent_coef=0.1, target_var=1e-3)
+    lambdas = {model.dual.value.item()}
+    for _ in range(3):
+        learn(model, 1, AtRollout(0, anneal))
+        lambdas.add(model.dual.value.item())
+    assert model.ent_coef == 0.1 / 8 and len(lambdas) > 1
+    assert len(model._programs) == 1
 
 
 def test_constants_that_keep_changing():

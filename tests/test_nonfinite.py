@@ -152,6 +152,18 @@ def test_nan_that_the_features_extractor_expects_is_no_error():
         R2VPO("MlpPolicy", MissingValues(gym.make("Pendulum-v1")), n_steps=64).learn(64)
 
 
+@pytest.mark.parametrize("settings", [dict(norm_obs=False), dict(training=False), dict(norm_obs=True)])
+def test_expected_nan_spoils_statistics_of_observations_alone(settings):
+    env = VecNormalize(DummyVecEnv([lambda: MissingValues(gym.make("Pendulum-v1"))]), **settings)
+    arguments = dict(n_steps=64, seed=0, policy_kwargs=dict(features_extractor_class=WithoutMissingValues))
+    model = R2VPO("MlpPolicy", env, **arguments)
+    if settings == dict(norm_obs=True):
+        with pytest.raises(NonFiniteObservationError, match="`observations` of environment 0, at step 0"):
+            model.learn(64)
+    else:
+        assert model.learn(64).num_timesteps == 64
+
+
 @pytest.fixture
 def unchecked_distributions():
     """As under `python -O`: otherwise torch refuses NaN observations before we see them."""

@@ -127,6 +127,22 @@ def test_parameters_of_ppo_need_to_be_asked_for(path):
         R2VPO.load(path)
 
 
+def test_what_is_estimated_anew_may_be_missing():
+    """As in files of earlier versions."""
+    parameters = {name: x for name, x in trained().get_parameters().items() if name not in ("signal", "reward_variation")}
+    model = trained()
+    model.set_parameters(parameters)
+    model.learn(128)
+    with pytest.raises(ValueError, match="policy"):
+        model.set_parameters({name: x for name, x in parameters.items() if name != "policy"})
+
+
+def test_the_dual_keeps_to_the_bounds_of_the_model():
+    model = R2VPO("MlpPolicy", "CartPole-v1", **FAST)
+    model.set_parameters(R2VPO("MlpPolicy", "CartPole-v1", var_coef=7.0, **FAST).get_parameters())
+    assert model.dual.value == 2.0
+
+
 def test_back_to_ppo():
     model = trained()
     ppo = PPO("MlpPolicy", "CartPole-v1", seed=1, **FAST)

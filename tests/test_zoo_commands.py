@@ -58,6 +58,13 @@ def test_help_of_a_command(command, r2vpo, monkeypatch, capsys):
     assert end.value.code == 0 and "show this help message" in capsys.readouterr().out
 
 
+def test_help_of_train_has_the_arguments_that_rl_zoo_does_not(r2vpo, capsys):
+    with pytest.raises(SystemExit):
+        r2vpo("train", "--help")
+    said = capsys.readouterr().out
+    assert all(argument in said for argument in ("--resume [FOLDER]", "--vec-env envpool", "--trainings-per-trial N"))
+
+
 @pytest.mark.parametrize("command", ["train", "enjoy"])
 def test_plotting_is_not_needed_to_train_and_to_watch(command):
     code = """

@@ -19,6 +19,7 @@ import rl_zoo3.exp_manager
 
 from sb3_r2vpo import R2VPO, EnvPoolVecEnv
 from sb3_r2vpo.zoo import envpool
+from sb3_r2vpo.zoo.experiment import R2VPOExperimentManager
 
 FEW_STEPS = ["-n", "600", "-params", "n_steps:64", "n_envs:2", "batch_size:64", "n_epochs:2", "normalize:True"]
 
@@ -71,7 +72,7 @@ def test_atari(tmp_path):
     assert resumed.returncode == 0, resumed.stderr
     watched = r2vpo("enjoy", "--env", "Breakout-v5", "-n", "100", "--env-kwargs", "max_episode_steps:50", cwd=tmp_path)
     assert watched.returncode == 0, watched.stderr
-    assert "Mean episode length: 50.00" in watched.stdout
+    assert "Atari Episode Length 50" in watched.stdout
 
 
 def test_without_the_argument_it_says_what_is_missing(tmp_path):
@@ -154,11 +155,33 @@ def test_unknown_vec_env():
         envpool.prepare_training(["--vec-env", "envpol"])
 
 
-def test_a_picture_is_of_gymnasiums_environment(tmp_path):
+@pytest.fixture
+def run_on_envpool(tmp_path):
     (tmp_path / "args.yml").write_text("vec_env: envpool")
-    picture = dict(stats_path=str(tmp_path), log_dir=None, env_kwargs={"render_mode": "rgb_array"})
-    env = envpool.create_test_env("HalfCheetah-v5", hyperparams={"normalize": False}, **picture)
+    return dict(stats_path=str(tmp_path), log_dir=None)
+
+
+@pytest.mark.parametrize("picture", [{"env_kwargs": {"render_mode": "rgb_array"}}, {"env_kwargs": {}, "should_render": True}])
+def test_a_picture_is_of_gymnasiums_environment(run_on_envpool, picture):
+    env = envpool.create_test_env("HalfCheetah-v5", hyperparams={"normalize": False}, **run_on_envpool, **picture)
     assert isinstance(env.unwrapped, DummyVecEnv) and env.observation_space.dtype == "float32"
+    assert env.render_mode in ("rgb_array", "human")
+
+
+def test_what_gymnasium_does_not_have_is_tried_without_a_picture(run_on_envpool):
     envpool.register_env(["--env", "CheetahRun-v1"])
+    arguments = dict(hyperparams={"normalize": False}, **run_on_envpool)
+    assert isinstance(envpool.create_test_env("CheetahRun-v1", env_kwargs={}, **arguments).unwrapped, EnvPoolVecEnv)
     with pytest.raises(ValueError, match="CheetahRun-v1 exists in EnvPool only, which draws no pictures"):
-        envpool.create_test_env("CheetahRun-v1", hyperparams={"normalize": False}, **picture)
+        envpool.create_test_env("CheetahRun-v1", env_kwargs={"render_mode": "rgb_array"}, **arguments)
+
+
+def test_a_run_on_envpool_without_a_picture_is_tried_there(run_on_envpool):
+    arguments = dict(hyperparams={"normalize": False}, env_kwargs={}, should_render=False, **run_on_envpool)
+    assert isinstance(envpool.create_test_env("HalfCheetah-v5", **arguments).unwrapped, EnvPoolVecEnv)
+
+
+def test_rl_zoo_plays_ataris_games_with_the_stochastic_policy():
+    envpool.register_env(["--env", "Breakout-v5"])
+    envpool.register_env(["--env", "CheetahRun-v1"])
+    assert R2VPOExperimentManager.is_atari("Breakout-v5") and not R2VPOExperimentManager.is_atari("CheetahRun-v1")

@@ -21,6 +21,7 @@ pytest.importorskip("rl_zoo3")
 from sb3_r2vpo import R2VPO, ResumableCheckpointCallback
 from sb3_r2vpo.checkpoints import statistics_of
 from sb3_r2vpo.zoo.cli import main
+from sb3_r2vpo.zoo.lasting import LastingExperimentManager
 
 FRAGILE = """
 import os, signal
@@ -74,6 +75,8 @@ def r2vpo(monkeypatch, tmp_path, capsys):
     (tmp_path / "fragile.yml").write_text(yaml.dump({"Fragile-v0": CONFIG}))
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
+    # The command's process is its own, this one has other tests to come
+    monkeypatch.setattr(LastingExperimentManager, "resumed_run", None)
     return run
 
 
@@ -165,6 +168,14 @@ def test_what_a_resumed_run_cannot_change(r2vpo):
         with pytest.raises(SystemExit, match="Fragile-v0_1 is still being trained by another process"):
             r2vpo("train", "--resume", str(RUN), "-n", "512")
     assert {path: path.read_bytes() for path in RUN.rglob("*") if path.is_file()} == before
+
+
+def test_a_resumed_run_has_its_hyperparameters_whatever_the_file_says_by_now(r2vpo):
+    r2vpo(*TRAIN, "--eval-freq", "-1", "--save-freq", "128", "-n", "256")
+    Path("fragile.yml").write_text(yaml.dump({"Fragile-v0": {**CONFIG, "n_epochs": 5, "gamma": 0.9}}))
+    r2vpo("train", "--resume", str(RUN), "-n", "512")
+    model = R2VPO.load(RUN / "Fragile-v0.zip")
+    assert (model.num_timesteps, model.n_epochs, model.gamma) == (512, 2, 0.99)
 
 
 def test_what_libraries_write_into_the_hyperparameters_is_no_change(r2vpo):

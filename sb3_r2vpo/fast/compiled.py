@@ -77,7 +77,7 @@ class CompiledUpdater:
             return None
         check_traceable(policy)
         check_optimizer(policy)
-        guard = self.programs.guard(policy, self.plain.dual)
+        guard = self.programs.guard(policy)
         step, self.params = build_step(self.plain, batch, self.programs, guard)
         self.guard = guard
         return step
@@ -88,7 +88,7 @@ def build_step(plain: Updater, batch: Samples, programs: Programs, guard: Guard)
     :param plain: The updater of this rollout
     :param batch: A minibatch
     :param programs: What was compiled in earlier rollouts; a missing program is added
-    :param guard: What is constant of policy and λ
+    :param guard: What is constant of the policy
     :return: The whole gradient step, and the parameters whose gradients it returns
     """
     policy, optimizer = plain.policy, plain.policy.optimizer
@@ -126,7 +126,7 @@ def program_key(plain: Updater, state: "State", batch: Samples) -> Any:
     :param plain: The updater of this rollout
     :param state: Its state
     :param batch: A minibatch
-    :return: What a program takes for constant besides policy and λ
+    :return: What a program takes for constant besides the policy
     """
     positions = {id(p): position for position, p in enumerate(plain.policy.parameters())}
     own = {name: value for name, value in vars(plain).items() if name not in ("policy", "dual", "coefficients")}

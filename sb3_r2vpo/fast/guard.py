@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 from torch.utils.hooks import RemovableHandle
@@ -17,6 +18,10 @@ KNOWN_PACKAGES = {"torch", "stable_baselines3", "sb3_contrib", "sb3_r2vpo"}
 #: What else their attributes are
 VALUES = (type(None), int, float, complex, str, bytes, np.generic, spaces.Space)
 CONTAINERS = (dict, list, set)
+#: A space does not change, and what distributions are set to is in the key of each program
+WATCHED_ELSEWHERE = (spaces.Space, Distribution)
+#: The only object of which in a policy stands for the forward pass
+OURS = "sb3_r2vpo"
 #: What every module has. Hooks are noticed by their handles; weights and buffers are no constants.
 COMMON_ATTRIBUTES = vars(nn.Module()).keys() - {"training", "_modules"}
 
@@ -27,8 +32,8 @@ class Refusal(Exception):
 
 class Guard:
     """
-    Every attribute of every module, down to lists and dictionaries in them, and the places of weights and buffers in
-    memory. Not what is inside the optimizer: whoever uses it reads it anew.
+    Every attribute of every module, down to what lists, dictionaries and objects in them hold, and the places of weights and
+    buffers in memory. Not what is inside the optimizer: whoever uses it reads it anew.
 
     :param modules: The modules
     :raises Refusal: When a module keeps something whose changes would not be noticed
@@ -67,6 +72,9 @@ class Guard:
             self._watch(value, owner, seen)
         elif isinstance(value, (th.Tensor, nn.Module)) or not is_known(value):
             raise Refusal(f"`{owner}` is a {type(value).__name__}, which could change unnoticed")
+        elif hasattr(value, "__dict__") and not isinstance(value, WATCHED_ELSEWHERE) and package(value) != OURS:
+            # As SB3's `RunningMeanStd`
+            self._watch(vars(value), owner, seen)
 
     def _addresses(self) -> list[int]:
         return [0 if (x := store[name]) is None else x.data_ptr() for store, name in self.places]

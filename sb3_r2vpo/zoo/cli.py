@@ -24,6 +24,8 @@ def train(arguments: list[str]) -> None:
     from sb3_r2vpo.zoo.repeated import take_trainings_per_trial
     from sb3_r2vpo.zoo.resuming import take_resume
 
+    if {"-h", "--help"} & set(arguments):
+        print(TRAIN_HELP)
     arguments, resumed_run = take_resume(arguments, LOGS)
     arguments, trainings_per_trial = take_trainings_per_trial(arguments)
     prepare(arguments)
@@ -161,6 +163,12 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     function.__name__: function
     for function in (train, enjoy, record_video, plot_train, all_plots, plot_from_file, push_to_hub, load_from_hub)
 }
+
+TRAIN_HELP = """R2VPO's own arguments, beside those of RL Zoo below:
+  --resume [FOLDER]         go on with the latest run of --env, or with that in FOLDER, with the arguments it was started with
+  --vec-env envpool         train on EnvPool's environments
+  --trainings-per-trial N   score a trial of a search by the mean of N trainings
+"""
 
 HELP = f"""usage: r2vpo COMMAND [arguments]
 

@@ -29,8 +29,8 @@ VEC_ENV = "envpool"
 ZOO_VEC_ENVS = ("dummy", "subproc")
 #: What RL Zoo's entry for Atari wraps a game in
 ATARI_WRAPPER = ["stable_baselines3.common.atari_wrappers.AtariWrapper"]
-#: Of the environments that Gymnasium does not have
-ENTRY_POINT = f"{__name__}:exists_in_envpool_only"
+#: Of the environments that Gymnasium does not have. RL Zoo knows Atari's, which it plays with the stochastic policy, by this
+ENTRY_POINT, ATARI_ENTRY_POINT = f"{__name__}:exists_in_envpool_only", f"{__name__}:AtariEnv"
 
 
 class EnvPoolExperimentManager(R2VPOExperimentManager):
@@ -43,9 +43,6 @@ class EnvPoolExperimentManager(R2VPOExperimentManager):
         self._of_one_thread = threading.Lock()
         # Saved with the run, where `enjoy` looks
         args.vec_env = VEC_ENV
-        if is_atari(self.env_name.gym_id):
-            # RL Zoo goes by Gymnasium's registry
-            self._is_atari, self.deterministic_eval = True, False
 
     def _adapt_hyperparameters(self, hyperparams: dict[str, Any], saved_hyperparams: dict[str, Any]) -> None:
         """
@@ -155,7 +152,8 @@ def register_env(arguments: list[str]) -> None:
     except (ImportError, ValueError):
         # RL Zoo says what it does not find
         return
-    gym.register(env_id, entry_point=ENTRY_POINT, kwargs={"env_id": env_id})
+    entry_point = ATARI_ENTRY_POINT if is_atari(env_id) else ENTRY_POINT
+    gym.register(env_id, entry_point=entry_point, kwargs={"env_id": env_id})
 
 
 def exists_in_envpool_only(env_id: str, **kwargs: Any) -> NoReturn:
@@ -167,41 +165,47 @@ def exists_in_envpool_only(env_id: str, **kwargs: Any) -> NoReturn:
     raise ValueError(f"{env_id} exists in EnvPool only: r2vpo train --vec-env {VEC_ENV} --env {env_id}")
 
 
+AtariEnv = exists_in_envpool_only
+
+
 def create_test_env(
     env_id: str,
     *,
     stats_path: str | None,
     log_dir: str | None,
     env_kwargs: dict[str, Any],
+    should_render: bool = True,
     **kwargs: Any,
 ) -> VecEnv:
     """
-    RL Zoo's function of this name, which its commands call. A run trained on EnvPool is shown on EnvPool, but for a
-    picture of it on the same environment of Gymnasium's.
+    RL Zoo's function of this name, which its commands call. A run trained on EnvPool is tried on EnvPool, but where there is
+    something to see on the same environment of Gymnasium's.
 
     :param env_id: Name of the environment
     :param stats_path: Folder with the saved arguments and ``VecNormalize`` statistics of the run
     :param log_dir: Folder of the monitor file
     :param env_kwargs: Keyword arguments of the environment
+    :param should_render: Whether it is shown on the screen, where no other way of rendering is among these
     :param kwargs: The other arguments of RL Zoo's function
     :return: The environments, with RL Zoo's wrappers
     :raises ValueError: When there is to be a picture, and the environment exists in EnvPool only
     """
     if stats_path is not None and _was_trained_on_envpool(Path(stats_path)):
-        if env_kwargs.get("render_mode") is None:
-            kwargs["vec_env_cls"] = pool_of(env_id, env_kwargs, log_dir)
-        elif _exists_in_envpool_only(env_id):
+        in_envpool_only, is_recorded = _exists_in_envpool_only(env_id), env_kwargs.get("render_mode") is not None
+        if in_envpool_only and is_recorded:
             raise ValueError(f"{env_id} exists in EnvPool only, which draws no pictures: there is no video of it")
+        if in_envpool_only or not (is_recorded or should_render):
+            kwargs["vec_env_cls"] = pool_of(env_id, env_kwargs, log_dir)
         else:
             # EnvPoolVecEnv's observations are float32
             kwargs["hyperparams"]["env_wrapper"] = [{"gymnasium.wrappers.DtypeObservation": {"dtype": "float32"}}]
     stats_path = trained_agents.statistics_folder() or stats_path
-    env = create_gymnasium_test_env(env_id, stats_path=stats_path, log_dir=log_dir, env_kwargs=env_kwargs, **kwargs)
-    return with_masks(env)
+    kwargs.update(log_dir=log_dir, env_kwargs=env_kwargs, should_render=should_render)
+    return with_masks(create_gymnasium_test_env(env_id, stats_path=stats_path, **kwargs))
 
 
 def _exists_in_envpool_only(env_id: str) -> bool:
-    return gym.spec(env_id).entry_point == ENTRY_POINT
+    return gym.spec(env_id).entry_point in (ENTRY_POINT, ATARI_ENTRY_POINT)
 
 
 def _was_trained_on_envpool(run_folder: Path) -> bool:

@@ -20,7 +20,6 @@ from sb3_r2vpo.zoo.lasting import LastingExperimentManager
 from sb3_r2vpo.zoo.learning_curve import draw_learning_curve
 from sb3_r2vpo.zoo.masks import with_masks
 from sb3_r2vpo.zoo.repeated import mean_of_trainings
-from sb3_r2vpo.zoo.resuming import saved_hyperparameters
 from sb3_r2vpo.zoo.search_space import first_trial, trials_around
 from sb3_r2vpo.zoo.study import run_trials
 from sb3_r2vpo.zoo.study_report import draw_study, print_summary, write_report
@@ -115,7 +114,7 @@ class R2VPOExperimentManager(LastingExperimentManager):
     def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
         """
         The hyperparameters are those of a trial when one is named, trial 0 too; those of the best one when storage and
-        study are named and no search is asked for. A resumed run has its own: since it began another trial may be the best.
+        study are named and no search is asked for. A resumed run has its own.
 
         :return: The model and its hyperparameters, ``None`` when they are to be searched for
         :raises ValueError: When storage, study or trial are not what they must be
@@ -125,10 +124,9 @@ class R2VPOExperimentManager(LastingExperimentManager):
         if self.optimize_hyperparameters and self.storage is not None:
             self.study_storage = open_storage(self.storage)
         if self.trial_id is not None or (self.storage is not None and not self.optimize_hyperparameters):
-            # As RL Zoo has it, what the command line says counts more
-            resumed = self.resumed_run is not None
-            found = saved_hyperparameters(Path(self.params_path)) if resumed else self._hyperparams_of_trial()
-            self.custom_hyperparams = {**found, **(self.custom_hyperparams or {})}
+            if self.resumed_run is None:
+                # As RL Zoo has it, what the command line says counts more
+                self.custom_hyperparams = {**self._hyperparams_of_trial(), **(self.custom_hyperparams or {})}
             self.trial_id = None
         return super().setup_experiment()
 

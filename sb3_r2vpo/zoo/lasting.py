@@ -21,9 +21,9 @@ from sb3_r2vpo.files import claim_folder, write_file
 from sb3_r2vpo.workers import n_processes
 from sb3_r2vpo.zoo.resuming import (
     check_same_evaluation,
-    check_same_hyperparameters,
     keep_episodes_until,
     lock_run,
+    resumed_hyperparameters,
     save_arguments,
     save_timesteps,
 )
@@ -68,7 +68,8 @@ class LastingExperimentManager(ExperimentManager):
         saved_hyperparams = copy.deepcopy(saved_hyperparams)
         self._adapt_hyperparameters(hyperparams, saved_hyperparams)
         if self.resumed_run is not None:
-            check_same_hyperparameters(Path(self.params_path), saved_hyperparams)
+            saved_hyperparams = resumed_hyperparameters(Path(self.params_path), self.custom_hyperparams or {})
+            hyperparams = copy.deepcopy(saved_hyperparams)
         return hyperparams, saved_hyperparams
 
     def _adapt_hyperparameters(self, hyperparams: dict[str, Any], saved_hyperparams: dict[str, Any]) -> None:

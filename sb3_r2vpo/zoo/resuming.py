@@ -105,26 +105,23 @@ def save_timesteps(config: Path, n_timesteps: int) -> None:
     save_arguments(config, others, n_timesteps=n_timesteps)
 
 
-def saved_hyperparameters(config: Path) -> dict[str, Any]:
+def resumed_hyperparameters(config: Path, given: dict[str, Any]) -> dict[str, Any]:
     """
-    :param config: Folder of the configuration of a run
-    :return: Its hyperparameters as RL Zoo has saved them
-    """
-    # RL Zoo saves Python objects, and loads them like this
-    return dict(yaml.load((config / "config.yml").read_text(), Loader=yaml.UnsafeLoader))
+    The hyperparameters of a run as RL Zoo has saved them: the file that they came from, and the best trial of a study, may be
+    other ones by now.
 
-
-def check_same_hyperparameters(config: Path, hyperparams: dict[str, Any]) -> None:
-    """
     :param config: Folder of the configuration of a run
-    :param hyperparams: Its hyperparameters as they are now
+    :param given: What the command line says of them
+    :return: Its hyperparameters
     :raises ValueError: When they are not what they were; the number of timesteps may change
     """
-    before = saved_hyperparameters(config)
-    changed = [key for key in {**before, **hyperparams} if key != "n_timesteps" and before.get(key) != hyperparams.get(key)]
+    # RL Zoo saves Python objects, and loads them like this
+    before = dict(yaml.load((config / "config.yml").read_text(), Loader=yaml.UnsafeLoader))
+    changed = [key for key, value in given.items() if key != "n_timesteps" and before.get(key) != value]
     if changed:
-        changes = ", ".join(f"`{key}` is {hyperparams.get(key)!r} and was {before.get(key)!r}" for key in changed)
+        changes = ", ".join(f"`{key}` is {given[key]!r} and was {before.get(key)!r}" for key in changed)
         raise ValueError(f"A resumed run keeps its hyperparameters, but {changes}: begin a new run with its agent (-i)")
+    return {**before, **given}
 
 
 def check_same_evaluation(run: Path, n_episodes: int) -> None:

@@ -51,7 +51,7 @@ def register_search_space() -> None:
 
 def sample_r2vpo_params(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
     """
-    Sampler of R2VPO's hyperparameters.
+    Sampler of R2VPO's hyperparameters. What is not in the space, as ``max_target_var``, is in each trial as the entry has it.
 
     :param trial: The trial
     :param n_actions: Dimensions of a continuous action, 0 where actions are discrete

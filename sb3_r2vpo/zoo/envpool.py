@@ -29,7 +29,7 @@ VEC_ENV = "envpool"
 ZOO_VEC_ENVS = ("dummy", "subproc")
 #: What RL Zoo's entry for Atari wraps a game in
 ATARI_WRAPPER = ["stable_baselines3.common.atari_wrappers.AtariWrapper"]
-#: Of the environments that Gymnasium does not have. RL Zoo knows Atari's, which it plays with the stochastic policy, by this
+#: Of the environments that Gymnasium does not have. By "AtariEnv" RL Zoo knows what it plays with the stochastic policy
 ENTRY_POINT, ATARI_ENTRY_POINT = f"{__name__}:exists_in_envpool_only", f"{__name__}:AtariEnv"
 
 

@@ -4,7 +4,7 @@ How long RL Zoo's trainings take with R2VPO's entries and with those of SB3's PP
     python benchmarks/entries_speed.py run       # writes benchmarks/results/entries_speed.json
     python benchmarks/entries_speed.py report    # table in docs/tuned.md
 
-Each trains for a quarter of a minute or more, with its whole budget ahead of it. The first two rollouts and updates, with
+Each trains for ten seconds or more, with its whole budget ahead of it. The first two rollouts and updates, with
 compilation, count once; the rest of the budget goes at the pace of what follows.
 """
 
@@ -33,7 +33,7 @@ ALGORITHMS = ("r2vpo", "ppo")
 #: R2VPO compiles its gradient step with the first, the rollout's forward pass with the second
 N_FIRST_ROLLOUTS = 2
 #: The pace is taken over so many seconds and rollouts at least
-MIN_SECONDS, MIN_ROLLOUTS = 15.0, 3
+MIN_SECONDS, MIN_ROLLOUTS = 10.0, 2
 N_ENVIRONMENT_STEPS = 20_000
 
 

@@ -107,15 +107,20 @@ def environment_seconds(model: BaseAlgorithm) -> float:
     return taken / (n_vector_steps * model.n_envs)
 
 
-def minutes(record: Record, part: str = "rollout_seconds") -> float:
+def minutes(record: Record) -> float:
     """
     :param record: Of one environment and algorithm
-    :param part: What of each rollout to count
     :return: Minutes for RL Zoo's budget
     """
-    if part == "environment_seconds":
-        return record["n_rollouts"] * record[part] / 60
-    return (record["first_seconds"] + (record["n_rollouts"] - N_FIRST_ROLLOUTS) * record[part]) / 60
+    return (record["first_seconds"] + (record["n_rollouts"] - N_FIRST_ROLLOUTS) * record["rollout_seconds"]) / 60
+
+
+def environment_minutes(record: Record) -> float:
+    """
+    :param record: Of one environment and algorithm
+    :return: Those of them that the environments take
+    """
+    return record["n_rollouts"] * record["environment_seconds"] / 60
 
 
 def run(environments: list[str]) -> None:
@@ -141,7 +146,7 @@ def minutes_table(paces: list[Record]) -> str:
     rows = []
     for environment in (e for e in ENVIRONMENTS if (e, "ppo") in measured):
         ours, peers = measured[environment, "r2vpo"], measured[environment, "ppo"]
-        cells = [minutes(ours), minutes(peers), minutes(ours) / minutes(peers), minutes(ours, "environment_seconds")]
+        cells = [minutes(ours), minutes(peers), minutes(ours) / minutes(peers), environment_minutes(ours)]
         rows.append((environment, [f"{x:.{digits}f}" for x, digits in zip(cells, (1, 1, 2, 1), strict=True)]))
     return table("minutes", ["R2VPO", "PPO (SB3)", "ratio", "R2VPO's environments alone"], rows)
 

@@ -33,7 +33,7 @@ def test_the_training_ends_after_the_last_rollout_that_is_measured():
 
 def test_the_first_rollouts_count_once():
     assert entries_speed.minutes(RECORD) == pytest.approx((20 + 60) / 60)
-    assert entries_speed.minutes(RECORD, "environment_seconds") == pytest.approx(31 / 60)
+    assert entries_speed.environment_minutes(RECORD) == pytest.approx(31 / 60)
 
 
 def test_each_measurement_is_kept_in_the_order_of_the_table(tmp_path, monkeypatch):
@@ -47,3 +47,8 @@ def test_each_measurement_is_kept_in_the_order_of_the_table(tmp_path, monkeypatc
     expected = [("Hopper-v5", "r2vpo"), ("Hopper-v5", "ppo"), ("Acrobot-v1", "r2vpo"), ("Acrobot-v1", "ppo")]
     assert [(record["environment"], record["algorithm"]) for record in kept] == expected
     assert "| Hopper-v5 | 1.3 | 1.3 | 1.00 | 0.5 |" in entries_speed.minutes_table(kept)
+
+
+def test_the_table_is_that_of_the_results():
+    paces = json.loads(entries_speed.RESULTS.read_text())["paces"]
+    assert entries_speed.minutes_table(paces) in (entries_speed.DOCS / "tuned.md").read_text()

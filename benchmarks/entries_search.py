@@ -18,7 +18,7 @@ from protocol import NOT_LEARNING, defaults_of
 from readme import DOCS, replace_in
 from report import table
 from runs import Record, read
-from tuned import ENVIRONMENTS, FIRST_SEED, run_all, training_of
+from tuned import ENVIRONMENTS, FIRST_SEED, has_present_defaults, run_all, training_of
 from zoo_training import Training, as_json, entry
 
 from sb3_r2vpo import R2VPO
@@ -35,9 +35,8 @@ def run_missing(trainings: list[Training], results: Path, n_jobs: int) -> None:
     :param results: The results file
     :param n_jobs: How many side by side, each with one thread
     """
-    # Changes were to the entry of their day: the whole entry is compared. Early records do not have R2VPO's defaults
-    now = as_json(defaults_of(R2VPO))
-    present = [record for record in read(results) if record.get("defaults", now) == now]
+    # Changes were to the entry of their day: the whole entry is compared
+    present = [record for record in read(results) if has_present_defaults(record)]
     done = [(training_of(record)._replace(changes={}), record["entry"]) for record in present]
     run_all([t for t in trainings if (t._replace(changes={}), as_json(entry(t))) not in done], results, n_jobs)
 

@@ -81,10 +81,17 @@ def load(results: Path) -> list[Record]:
 def is_current(record: Record) -> bool:
     """
     :param record: A record
-    :return: Whether it would still be run with these hyperparameters; early records do not have R2VPO's defaults
+    :return: Whether it would still be run with these hyperparameters
     """
-    now = {"entry": as_json(entry(training_of(record))), **defaults(training_of(record))}
-    return all(record.get(what, value) == value for what, value in now.items())
+    return bool(record["entry"] == as_json(entry(training_of(record)))) and has_present_defaults(record)
+
+
+def has_present_defaults(record: Record) -> bool:
+    """
+    :param record: A record
+    :return: Whether R2VPO's defaults are still what they were; early records do not have them
+    """
+    return all(record.get(what, now) == now for what, now in defaults(training_of(record)).items())
 
 
 def training_of(record: Record) -> Training:

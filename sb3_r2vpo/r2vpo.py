@@ -46,10 +46,11 @@ SelfR2VPO = TypeVar("SelfR2VPO", bound="R2VPO")
 MIN_TARGET_VAR = 1e-8
 #: The last step's signal is measured in minibatches of so many samples, or of `batch_size` where that is more
 SIGNAL_BATCH_SIZE = 4096
-#: With `compile="auto"`: how many gradient steps earn back the time that compiling takes, by device. Measured
-#: (benchmarks/speed.py) with the default policy and batch size: 21 s to compile, 0.9 ms saved per step, so 23,000 steps, more
-#: with larger batches; on an H100 12 s and 4 ms, so 3,000 steps.
-COMPILE_PAYS_FROM = {"cpu": 30_000, "cuda": 5_000}
+#: With `compile="auto"`: how many gradient steps earn back the time that compiling takes, by device. On a CPU, with the default
+#: policy and batch size: 10 to 20 s the first time on a machine, 3 s once torch's cache has it (benchmarks/speed.py,
+#: benchmarks/entries_speed.py), and 0.9 to 1.5 ms saved per step, so 7,000 to 23,000 steps the first time and 3,000 from then on.
+#: On an H100 12 s and 4 ms, so 3,000 steps.
+COMPILE_PAYS_FROM = {"cpu": 7_500, "cuda": 5_000}
 #: The same of the forward pass, in steps of the vectorized environment: 0.1 ms saved, and after the gradient step
 #: compiling it takes two to three seconds more (timed once, not by the benchmark).
 COMPILE_FORWARD_PAYS_FROM = 30_000
@@ -124,10 +125,10 @@ class R2VPO(OnPolicyAlgorithm):
     :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation
     :param target_kl: Stop the updates of a rollout at the first minibatch whose KL divergence is above
         1.5 times this, before its gradient step. By default, there is no limit on the kl div.
-    :param compile: Whether to compile the gradient step, which takes about 20 s once and makes it several times as fast
-        where the networks are small, with the same result up to rounding. ``"auto"`` does so when ``learn``
-        has 30,000 gradient steps or more ahead (with the other arguments at their defaults: from 192,000 timesteps), on CUDA
-        5,000, and all of the policy's modules are classes of torch, SB3 or sb3-contrib.
+    :param compile: Whether to compile the gradient step, which takes 10 to 20 s once on a machine, about 3 s from then on, and
+        makes it several times as fast where the networks are small, with the same result up to rounding. ``"auto"`` does so
+        when ``learn`` has 7,500 gradient steps or more ahead (with the other arguments at their defaults: from 48,000
+        timesteps), on CUDA 5,000, and all of the policy's modules are classes of torch, SB3 or sb3-contrib.
         With it goes the policy's forward pass in rollouts, when 30,000 steps of the vectorized environment are ahead.
         ``True`` compiles modules of your own too: what they compute may depend on their inputs, weights, buffers, mode and
         attributes, which are watched, but not on global variables or on random numbers that are not torch's.

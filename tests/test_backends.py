@@ -345,7 +345,7 @@ def test_auto_compiles_for_long_runs_only(monkeypatch):
     assert len(compiled_at) == 1
 
 
-@pytest.mark.parametrize(("device", "n_steps"), [("cpu", 30_000), ("cuda", 5_000)])
+@pytest.mark.parametrize(("device", "n_steps"), [("cpu", 7_500), ("cuda", 5_000)])
 def test_auto_compiles_from_fewer_steps_on_a_gpu(device, n_steps):
     model = make_model("auto")
     vars(model)["device"] = th.device(device)

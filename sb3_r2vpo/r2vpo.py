@@ -46,10 +46,10 @@ SelfR2VPO = TypeVar("SelfR2VPO", bound="R2VPO")
 MIN_TARGET_VAR = 1e-8
 #: The last step's signal is measured in minibatches of so many samples, or of `batch_size` where that is more
 SIGNAL_BATCH_SIZE = 4096
-#: With `compile="auto"`: how many gradient steps earn back the time that compiling takes, by device. On a CPU, with the default
-#: policy and batch size: 10 to 20 s the first time on a machine, 3 s once torch's cache has it (benchmarks/speed.py,
-#: benchmarks/entries_speed.py), and 0.9 to 1.5 ms saved per step, so 7,000 to 23,000 steps the first time and 3,000 from then on.
-#: On an H100 12 s and 4 ms, so 3,000 steps.
+#: With `compile="auto"`: how many gradient steps earn back the time that compiling takes, by device. On a CPU, with the
+#: default policy and batch size, it takes 10 to 20 s the first time on a machine, 3 s once torch's cache has it, and saves 0.9
+#: to 1.5 ms per step (benchmarks/speed.py, benchmarks/entries_speed.py): 7,000 to 23,000 steps the first time, 3,000 from then
+#: on. On an H100 12 s and 4 ms, so 3,000 steps.
 COMPILE_PAYS_FROM = {"cpu": 7_500, "cuda": 5_000}
 #: The same of the forward pass, in steps of the vectorized environment: 0.1 ms saved, and after the gradient step
 #: compiling it takes two to three seconds more (timed once, not by the benchmark).

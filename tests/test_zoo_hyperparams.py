@@ -37,6 +37,7 @@ OWN = {
         ("MountainCar-v0", "Acrobot-v1", "LunarLander-v3", "LunarLanderContinuous-v3"),
         "more epochs at a rate that falls from a higher one",
     ),
+    "CartPole-v1": "more environments take fewer vector steps",
     "BipedalWalker-v3": "with a smaller discount the walk is faster",
     "MountainCarContinuous-v0": "the budget and exploration of RL Zoo's TRPO find the flag",
 } | {

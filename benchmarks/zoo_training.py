@@ -135,7 +135,7 @@ def train(training: Training) -> dict[str, Any]:
     :return: Its record: the training, its hyperparameters, times and returns
     """
     # The file may be another one when the training is over
-    of = {**training._asdict(), "entry": as_json(entry(training)), **defaults(training)}
+    head = {**training._asdict(), "entry": as_json(entry(training)), **defaults(training)}
     with tempfile.TemporaryDirectory() as folder:
         manager, model = set_up(training, folder)
         episodes = Episodes()
@@ -150,7 +150,7 @@ def train(training: Training) -> dict[str, Any]:
         returns = deterministic_returns(model, eval_env, N_EVALUATION_STEPS)
     curve = learning_curve(episodes.ends, model.num_timesteps)
     return {
-        **of,
+        **head,
         "date": datetime.date.today().isoformat(),
         "timesteps": model.num_timesteps,
         "wall_seconds": rounded(wall),

@@ -47,9 +47,9 @@ MIN_TARGET_VAR = 1e-8
 #: The last step's signal is measured in minibatches of so many samples, or of `batch_size` where that is more
 SIGNAL_BATCH_SIZE = 4096
 #: With `compile="auto"`: how many gradient steps earn back the time that compiling takes, by device. On a CPU, with the
-#: default policy and batch size, it takes 10 to 20 s the first time on a machine, 3 s once torch's cache has it, and saves 0.9
-#: to 1.5 ms per step (benchmarks/speed.py, benchmarks/entries_speed.py): 7,000 to 23,000 steps the first time, 3,000 from then
-#: on. On an H100 12 s and 4 ms, so 3,000 steps.
+#: default policy and batch size, it saves 0.9 ms per step and takes 21 s the first time on a machine (benchmarks/speed.py),
+#: 3 s once torch's cache has it (first rollouts in benchmarks/entries_speed.py): 23,000 steps once, 3,000 from then on. This
+#: is between them. On an H100 12 s and 4 ms, so 3,000 steps.
 COMPILE_PAYS_FROM = {"cpu": 7_500, "cuda": 5_000}
 #: The same of the forward pass, in steps of the vectorized environment: 0.1 ms saved, and after the gradient step
 #: compiling it takes two to three seconds more (timed once, not by the benchmark).
@@ -125,7 +125,7 @@ class R2VPO(OnPolicyAlgorithm):
     :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation
     :param target_kl: Stop the updates of a rollout at the first minibatch whose KL divergence is above
         1.5 times this, before its gradient step. By default, there is no limit on the kl div.
-    :param compile: Whether to compile the gradient step, which takes 10 to 20 s once on a machine, about 3 s from then on, and
+    :param compile: Whether to compile the gradient step, which takes about 20 s once on a machine, 3 s from then on, and
         makes it several times as fast where the networks are small, with the same result up to rounding. ``"auto"`` does so
         when ``learn`` has 7,500 gradient steps or more ahead (with the other arguments at their defaults: from 48,000
         timesteps), on CUDA 5,000, and all of the policy's modules are classes of torch, SB3 or sb3-contrib.

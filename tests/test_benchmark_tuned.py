@@ -11,6 +11,7 @@ import pytest
 import runs
 import stable_baselines3
 import tuned
+import zoo_training
 from torch import nn
 from zoo_training import CompiledPPO, Training, as_json, entry
 
@@ -89,6 +90,22 @@ def test_the_tables_are_those_of_the_results(page):
     records = tuned.load(tuned.RESULTS)
     environments = [e for e in tuned.ENVIRONMENTS if any(record["environment"] == e for record in records)]
     assert tuned.returns_table(records, environments) in page.read_text()
+
+
+def test_a_record_has_the_entry_that_its_training_began_with(monkeypatch):
+    training = Training("CartPole-v1", "r2vpo", 1, {"n_timesteps": 256})
+    begun = entry(training)
+
+    def set_up(training, folder, of_before=zoo_training.set_up):
+        experiment = of_before(training, folder)
+        # As if the file were edited while it trains
+        monkeypatch.setattr(zoo_training, "entry", lambda training: {**begun, "n_envs": 99})
+        return experiment
+
+    monkeypatch.setattr(zoo_training, "set_up", set_up)
+    monkeypatch.setattr(zoo_training, "N_EVALUATION_STEPS", 1000)
+    record = zoo_training.train(training)
+    assert record["entry"] == as_json(begun) and record["timesteps"] == 256 and record["n_episodes"] > 0
 
 
 def test_the_peer_that_is_compiled_computes_what_sb3s_does():
